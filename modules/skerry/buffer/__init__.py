@@ -1,0 +1,1 @@
+"""Buffer: events to disk, and from there outbound until the far end has them."""

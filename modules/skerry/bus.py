@@ -1,0 +1,182 @@
+"""The bus as modules see it, and one in memory.
+
+`Bus` has two implementations, `MemoryBus` here and `skerry.mqtt.MqttBus`; `tests/contract/test_bus.py`
+runs over both and over every broker and client version that is supported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from skerry.channels import Channel
+
+T = TypeVar("T")
+Handler = Callable[[T], None]
+
+log = structlog.get_logger()
+
+
+class Bus(Protocol):
+    """Typed publish and subscribe within one site.
+
+    Handlers run on the bus's own thread, one at a time, in the order of arrival per topic. They must
+    not block: put the message where the module's loop finds it. A handler that raises is logged and
+    counted; it never stops the bus. A malformed or oversized payload is counted and dropped before
+    any handler sees it.
+    """
+
+    @property
+    def connected(self) -> bool:
+        """Whether a broker is there now."""
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Messages dropped unread, by reason: malformed, oversized, handler_failed."""
+
+    def publish(self, channel: Channel[T], message: T, key: str = "") -> bool:
+        """Hand a message to the broker, without waiting.
+
+        Returns:
+            False when there is no connection, or the client's own queue is full: the message was
+            not sent and will not be. True proves nothing about arrival (see `Accepted`).
+        """
+
+    def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:
+        """Call `handler` for every message of the channel, or of one `key` of it.
+
+        Holds over reconnects. Retained messages are delivered at once and again after a reconnect.
+        """
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        """Call back after each (re)connect, once the subscriptions are in place, on the bus's thread."""
+
+    def close(self) -> None:
+        """Disconnect cleanly. Messages handed over before are sent first, for at most a second."""
+
+
+class Decoder:
+    """Turns payloads into messages and keeps count of what it refuses. Shared by both buses."""
+
+    def __init__(self) -> None:
+        self.rejected: Counter[str] = Counter()
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
+
+    def deliver(self, channel: Channel[Any], topic: str, payload: bytes, handler: Handler[Any]) -> None:
+        """Decode and hand over; never raises."""
+        if len(payload) > channel.max_bytes:
+            self._reject(
+                "oversized", topic, f"expected at most {channel.max_bytes} bytes, got {len(payload)}"
+            )
+            return
+        decoder = self._decoders.get(channel.name)
+        if decoder is None:
+            decoder = self._decoders[channel.name] = msgspec.json.Decoder(channel.payload)
+        try:
+            message = decoder.decode(payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._reject("malformed", topic, str(error))
+            return
+        try:
+            handler(message)
+        except Exception as error:  # noqa: BLE001 - one bad message or handler must not stop the bus
+            self.rejected["handler_failed"] += 1
+            log.exception("bus.handler_failed", topic=topic, error=str(error))
+
+    def _reject(self, reason: str, topic: str, error: str) -> None:
+        self.rejected[reason] += 1
+        log.warning(f"bus.{reason}", topic=topic, error=error)
+
+
+class MemoryBroker:
+    """Joins the `MemoryBus`es of one process; keeps retained messages. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._routes: list[tuple[str, Callable[[str, bytes], None]]] = []
+        self._retained: dict[str, bytes] = {}
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+        """Deliver to every matching subscription, now, on the caller's thread."""
+        with self._lock:
+            if retain:
+                self._retained[topic] = payload
+            for pattern, route in list(self._routes):
+                if matches(pattern, topic):
+                    route(topic, payload)
+
+    def subscribe(self, pattern: str, route: Callable[[str, bytes], None]) -> None:
+        """Add a subscription and deliver what is retained."""
+        with self._lock:
+            self._routes.append((pattern, route))
+            for topic, payload in list(self._retained.items()):
+                if matches(pattern, topic):
+                    route(topic, payload)
+
+
+class MemoryBus:
+    """A `Bus` without a broker: synchronous, in order, through the same encoding as MQTT."""
+
+    def __init__(self, broker: MemoryBroker | None = None, site: str = "test") -> None:
+        self.broker = broker or MemoryBroker()
+        self.site = site
+        self.connected = True
+        self._decoder = Decoder()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def rejected(self) -> Counter[str]:
+        return self._decoder.rejected
+
+    def publish(self, channel: Channel[T], message: T, key: str = "") -> bool:
+        if not isinstance(message, channel.payload):
+            raise TypeError(
+                f"{channel.name}: expected {channel.payload.__name__}, got {type(message).__name__}"
+            )
+        if not self.connected:
+            return False
+        self.broker.publish(channel.topic(self.site, key), msgspec.json.encode(message), channel.retain)
+        return True
+
+    def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:
+        pattern = channel.topic(self.site, key) if key else channel.filter(self.site)
+
+        def route(topic: str, payload: bytes) -> None:
+            if self.connected:
+                self._decoder.deliver(channel, topic, payload, handler)
+
+        self.broker.subscribe(pattern, route)
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+        if self.connected:
+            callback()
+
+    def disconnect(self) -> None:
+        """Pretend that the broker is gone."""
+        self.connected = False
+
+    def reconnect(self) -> None:
+        """Pretend that the broker is back."""
+        self.connected = True
+        for callback in self._callbacks:
+            callback()
+
+    def close(self) -> None:
+        self.connected = False
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT topic filter with `+` (and a last `#`) covers a topic.
+
+    Source: MQTT 3.1.1, section 4.7.
+    """
+    want, have = pattern.split("/"), topic.split("/")
+    if want[-1] == "#":
+        return len(have) >= len(want) - 1 and matches("/".join(want[:-1]), "/".join(have[: len(want) - 1]))
+    return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have, strict=True))

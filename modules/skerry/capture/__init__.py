@@ -1,0 +1,1 @@
+"""Capture: cameras, files and scenes to frames in the frame store."""

@@ -1,0 +1,98 @@
+"""Every topic of the bus, one line each.
+
+A channel is a topic with a type. `docs/messages.md`, the JSON Schemas and the AsyncAPI document are
+generated from `CHANNELS`; run `make generate` after a change.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from skerry import messages as m
+
+T = TypeVar("T")
+
+MAX_PAYLOAD = 256 * 1024
+"""Default bound of a payload, in bytes; what is larger is counted and dropped unread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel(Generic[T]):
+    """A topic and what it carries.
+
+    `{site}` and at most one more `{key}` in `address` stand for one topic level each.
+    """
+
+    name: str
+    address: str
+    payload: type[T]
+    qos: Literal[0, 1]
+    retain: bool
+    doc: str
+    max_bytes: int = MAX_PAYLOAD
+
+    @property
+    def key(self) -> str | None:
+        """The name of the level that varies inside a site, e.g. `camera`."""
+        found = [k for k in re.findall(r"\{(\w+)\}", self.address) if k != "site"]
+        return found[0] if found else None
+
+    def topic(self, site: str, key: str = "") -> str:
+        """The topic for one site and one value of `key`."""
+        assert bool(key) == (self.key is not None), f"{self.name}: key {key!r}"
+        return self.address.format_map({"site": site, self.key or "": key})
+
+    def filter(self, site: str) -> str:
+        """The MQTT topic filter that matches every value of `key`."""
+        return self.address.format_map({"site": site, self.key or "": "+"})
+
+
+FRAMES = Channel(
+    name="frames", address="skerry/{site}/frames/{camera}", payload=m.FrameRef, qos=0, retain=False,
+    doc="A frame waits in the frame store. QoS 0: only the newest matters, and `number` shows a loss.",
+)  # fmt: skip
+DETECTIONS = Channel(
+    name="detections", address="skerry/{site}/detections/{camera}", payload=m.Detections, qos=0, retain=False,
+    doc="What inference found in a frame, or why it failed. QoS 0: `sequence` shows a loss.",
+)  # fmt: skip
+EVENTS = Channel(
+    name="events", address="skerry/{site}/events/{producer}", payload=m.Submission, qos=1, retain=False,
+    doc="Events to be kept. The producer repeats them until `accepted` covers them.",
+    max_bytes=4 * 1024 * 1024,
+)  # fmt: skip
+ACCEPTED = Channel(
+    name="accepted", address="skerry/{site}/accepted/{producer}", payload=m.Accepted, qos=1, retain=True,
+    doc="Cumulative watermark per producer, sent only after the events are on disk.",
+)  # fmt: skip
+OUTBOUND = Channel(
+    name="outbound", address="skerry/{site}/outbound/{link}", payload=m.Outbound, qos=1, retain=False,
+    doc="Records for the far end, repeated from the oldest unreceipted one until a receipt comes.",
+    max_bytes=4 * 1024 * 1024,
+)  # fmt: skip
+RECEIPTS = Channel(
+    name="receipts", address="skerry/{site}/receipts/{link}", payload=m.Receipt, qos=1, retain=False,
+    doc="Cumulative: the far end has confirmed every record up to here.",
+)  # fmt: skip
+STATUS = Channel(
+    name="status", address="skerry/{site}/status/{module}", payload=m.Status, qos=1, retain=True,
+    doc="State of a module; its last will says `lost`.",
+)  # fmt: skip
+CAMERAS = Channel(
+    name="cameras", address="skerry/{site}/cameras/{camera}", payload=m.CameraStatus, qos=1, retain=True,
+    doc="State of a camera and the number of its last frame.",
+)  # fmt: skip
+METRICS = Channel(
+    name="metrics", address="skerry/{site}/metrics/{module}", payload=m.Metrics, qos=0, retain=False,
+    doc="What a module counts, every second.",
+)  # fmt: skip
+DELIVERED = Channel(
+    name="delivered", address="skerry/{site}/delivered/{link}", payload=m.Delivered, qos=0, retain=False,
+    doc="Events that the far end has just confirmed, for screens.",
+    max_bytes=4 * 1024 * 1024,
+)  # fmt: skip
+
+CHANNELS = (
+    FRAMES, DETECTIONS, EVENTS, ACCEPTED, OUTBOUND, RECEIPTS, STATUS, CAMERAS, METRICS, DELIVERED,
+)  # fmt: skip

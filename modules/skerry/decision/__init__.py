@@ -1,0 +1,1 @@
+"""Decision: detections to events, through a tracker and rules."""

@@ -1,0 +1,1 @@
+"""A site file, its plan, and the targets it is rendered for."""

@@ -1,0 +1,1 @@
+"""Inference: frames to detections, through a model package and a runtime."""

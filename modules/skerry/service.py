@@ -1,0 +1,296 @@
+"""What turns a module's `run(settings, bus, host)` into a process.
+
+`main` is the whole of a module's `__main__`: settings from `SKERRY_SETTINGS` (JSON, or `@FILE`), the
+bus, signals, status with a last will, metrics, health endpoints, the watchdog and the exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from skerry import __version__
+from skerry.bus import Bus
+from skerry.channels import METRICS, STATUS
+from skerry.clock import boot_id, utc
+from skerry.errors import ConfigError, SkerryError, Unavailable
+from skerry.ledger import Tally
+from skerry.messages import Metrics, State, Status
+from skerry.settings import ModuleSettings, parse_json
+from skerry.telemetry import Telemetry
+
+S = TypeVar("S", bound=ModuleSettings)
+Run = Callable[[S, Bus, "Host"], None]
+
+SETTINGS = "SKERRY_SETTINGS"
+_METRICS_EVERY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Host:
+    """What the process offers to the module that runs in it.
+
+    Attributes:
+        stopping: set when the module should drain and return.
+        tally: counts that survive kill -9, in the module's state folder.
+        telemetry: counters and latencies for /metrics, the bus and the screen.
+        state: the module's own folder.
+    """
+
+    def __init__(self, settings: ModuleSettings, kind: str, bus: Bus) -> None:
+        self.settings = settings
+        self.kind = kind
+        self.bus = bus
+        self.stopping = threading.Event()
+        self.telemetry = Telemetry()
+        self.state = Path(settings.state)
+        self.tally = Tally(_writable(self.state) / "tally")
+        self.boot = boot_id()
+        self._beat = time.monotonic()
+        self._started = time.monotonic()
+        self._ready = False
+        self._faults: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._said: tuple[State, str] | None = None
+        self._gauges: list[Callable[[], None]] = []
+        self.fps: Callable[[], float] = lambda: 0.0
+        self.queue: Callable[[], int] = lambda: 0
+
+    def beat(self) -> None:
+        """Tell the watchdog that the main loop moves; call it at least every few seconds."""
+        self._beat = time.monotonic()
+
+    def ready(self) -> None:
+        """The module has all it needs to work."""
+        self._ready = True
+        self.announce()
+
+    def fault(self, about: str, reason: str) -> None:
+        """The module works on, degraded: `about` names what is wrong, e.g. a camera."""
+        with self._lock:
+            changed = self._faults.get(about) != reason
+            self._faults[about] = reason
+        if changed:
+            log.warning("module.degraded", about=about, reason=reason)
+            self.announce()
+
+    def clear(self, about: str) -> None:
+        """What `about` named is well again."""
+        with self._lock:
+            known = self._faults.pop(about, None)
+        if known is not None:
+            log.info("module.recovered", about=about)
+            self.announce()
+
+    def before_metrics(self, refresh: Callable[[], None]) -> None:
+        """Call `refresh` before each metrics message and scrape, to set gauges."""
+        self._gauges.append(refresh)
+
+    @property
+    def condition(self) -> tuple[State, str]:
+        """State and reason as they are now."""
+        with self._lock:
+            if not self._ready:
+                return "starting", "; ".join(f"{k}: {v}" for k, v in self._faults.items())
+            if self._faults:
+                return "degraded", "; ".join(f"{k}: {v}" for k, v in self._faults.items())
+            return "ready", ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the main loop has moved within the watchdog's time."""
+        return time.monotonic() - self._beat < self.settings.watchdog_s
+
+    def announce(self, always: bool = False) -> None:
+        """Publish the retained status if it changed."""
+        condition = self.condition
+        if condition != self._said or always:
+            self._said = condition if self._publish(*condition) else None
+
+    def goodbye(self, reason: str = "") -> None:
+        """Publish the last status and the last metrics."""
+        self.publish_metrics()
+        self._publish("stopped", reason)
+
+    def publish_metrics(self) -> None:
+        """Send what was counted so far."""
+        self.refresh()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        message = Metrics(
+            module=self.settings.module,
+            kind=self.kind,
+            uptime_s=round(time.monotonic() - self._started, 3),
+            rss_mb=round(rss_mb(), 1),
+            cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
+            fps=round(self.fps(), 2),
+            queue=self.queue(),
+            counters=self.telemetry.values(),
+            latency_ms=self.telemetry.quantiles(),
+        )
+        self.bus.publish(METRICS, message, self.settings.module)
+
+    def refresh(self) -> None:
+        """Bring gauges up to date."""
+        for refresh in self._gauges:
+            refresh()
+        for reason, n in list(self.bus.rejected.items()):
+            self.telemetry.gauge("skerry_messages_rejected_total", n, reason=reason)
+
+    def _publish(self, state: State, reason: str) -> bool:
+        status = Status(
+            module=self.settings.module, kind=self.kind, state=state, reason=reason,
+            time=utc(), version=__version__, pid=os.getpid(),
+        )  # fmt: skip
+        return self.bus.publish(STATUS, status, self.settings.module)
+
+
+def last_will(settings: ModuleSettings, kind: str) -> Status:
+    """What the broker says of a module that vanished."""
+    return Status(
+        module=settings.module,
+        kind=kind,
+        state="lost",
+        reason="connection lost",
+        version=__version__,
+        pid=os.getpid(),
+    )
+
+
+def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
+    """The module's settings, from `SKERRY_SETTINGS`: JSON, or `@FILE` that holds it.
+
+    The only place that reads the environment.
+
+    Raises:
+        ConfigError: unset, unreadable or wrong; every problem is named.
+    """
+    text = (os.environ if environment is None else environment).get(SETTINGS, "")
+    if not text:
+        raise ConfigError(f"{SETTINGS}: expected JSON or @FILE, got nothing (set the variable)")
+    where = SETTINGS
+    if text.startswith("@"):
+        where = text[1:]
+        try:
+            text = Path(where).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot read the settings: {error.strerror}") from error
+    return parse_json(kind, text, where)
+
+
+def main(kind: str, settings_type: type[S], run: Run[S]) -> int:
+    """Run one module as this process; returns its exit code."""
+    configure_logging("json", "info", kind)
+    try:
+        settings = load(settings_type)
+        configure_logging(settings.log, settings.log_level, settings.module)
+        _serve(kind, settings, run)
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("config.wrong", problem=problem)
+            print(problem, file=sys.stderr)
+        return error.exit_code
+    except SkerryError as error:
+        log.error("module.failed", error=str(error), kind=type(error).__name__)
+        return error.exit_code
+    except Exception as error:
+        log.exception("module.crashed", error=str(error))
+        return SkerryError.exit_code
+    return 0
+
+
+def _serve(kind: str, settings: S, run: Run[S]) -> None:
+    from skerry.mqtt import MqttBus  # noqa: PLC0415 - tests of a module need no MQTT client
+
+    bus = MqttBus(settings.bus, settings.site, settings.module, will=(STATUS, last_will(settings, kind)))
+    try:
+        host = Host(settings, kind, bus)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: host.stopping.set())
+        bus.on_connect(lambda: host.announce(always=True))
+        bus.connect()
+        threading.Thread(target=_watch, args=(host,), name="watchdog", daemon=True).start()
+        threading.Thread(target=_report, args=(host,), name="metrics", daemon=True).start()
+        if settings.http_port is not None:
+            from skerry.health import serve  # noqa: PLC0415 - costs memory, and only where it is asked for
+
+            serve(host, settings.http_host, settings.http_port)
+        log.info("module.started", kind=kind, version=__version__, pid=os.getpid())
+        run(settings, bus, host)
+        host.goodbye()
+        log.info("module.stopped", kind=kind)
+    finally:
+        bus.close()
+
+
+def _watch(host: Host) -> None:
+    """End the process when its main loop stalls or outlives its grace: supervisors act only on exits."""
+    stopping_since: float | None = None
+    while True:
+        time.sleep(0.25)
+        if host.stopping.is_set() and stopping_since is None:
+            stopping_since = time.monotonic()
+        if stopping_since is not None and time.monotonic() - stopping_since > host.settings.grace_s + 1:
+            log.error("module.grace_exceeded", grace_s=host.settings.grace_s)
+            os._exit(SkerryError.exit_code)
+        if not host.alive and stopping_since is None:
+            log.error("module.stalled", watchdog_s=host.settings.watchdog_s)
+            os._exit(SkerryError.exit_code)
+
+
+def _report(host: Host) -> None:
+    while not host.stopping.wait(_METRICS_EVERY_S):
+        host.publish_metrics()
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if missing and proven writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Unavailable(
+            f"{folder}: cannot write the state folder: {error.strerror} (make it writable for uid {os.getuid()})"
+        ) from error
+    return folder
+
+
+def rss_mb() -> float:
+    """Resident memory of this process, in MiB.
+
+    Source: proc(5), /proc/self/statm, second field, in pages.
+    """
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def configure_logging(form: str, level: str, module: str) -> None:
+    """Send structured logs to standard error: JSON in containers, colours on a terminal."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    last: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    )
+    structlog.contextvars.bind_contextvars(module=module)
+    structlog.configure(
+        processors=[*shared, last],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

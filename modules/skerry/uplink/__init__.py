@@ -1,0 +1,1 @@
+"""Uplink: the one module that talks to the far end."""
