@@ -15,6 +15,9 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64] | npt.NDArray[np.float32]
 
 Kind = Literal["bolt", "nut", "washer"]
 Defect = Literal["crack", "missing"]
@@ -31,8 +34,8 @@ _GAP = 7.0
 _STREAM = 23
 _SLOTS = 2 * _CANDIDATES
 
-BOLT_LENGTH, BOLT_HEAD = 112.0, 42.0
-NUT_FLATS = 62.0
+BOLT_LENGTH, BOLT_HEAD, BOLT_HEAD_LENGTH, BOLT_SHANK = 112.0, 42.0, 24.0, 11.5
+NUT_FLATS, NUT_HOLE = 62.0, 16.0
 WASHER_OUTER, WASHER_INNER = 36.0, 18.5
 
 
@@ -138,13 +141,14 @@ class Layout:
         rank = rng.random()
         first = self._part(rng, index * _SLOTS + slot + 1)
         second = self._part(rng, index * _SLOTS + slot + 2)
-        pair, bearing, shade = rng.random() < self._touching, rng.uniform(0.0, 2.0 * math.pi), rng.random()
+        pair, bearing = rng.random() < self._touching, rng.uniform(0.0, 2.0 * math.pi)
+        most_hidden = rng.uniform(0.0, 0.16)
         across = rng.uniform(self._lane[0], self._lane[1])
         along = (index + rng.random()) * CELL
         parts = [replace(first, along=along, across=across)]
         if pair:
             lower = replace(parts[0], defect=None, under=second.id)
-            parts = [lower, _laid_on(lower, second, bearing, shade)]
+            parts = [lower, _laid_on(lower, second, bearing, most_hidden)]
         box = _bounds(parts)
         if math.floor(parts[-1].along / CELL) != index:
             return None
@@ -167,33 +171,48 @@ class Layout:
         )
 
 
-def _laid_on(lower: Part, upper: Part, bearing: float, shade: float) -> Part:
-    """`upper` moved beside `lower` until they touch, or hide at most about a fifth of it.
+def covers(part: Part, x: Floats, y: Floats) -> npt.NDArray[np.bool_]:
+    """Whether each point (units from the part's centre, in the picture's axes) lies on its outline's inside.
 
-    `shade` is 0 (they only touch) to 1. The centres' distance is found on the outlines' discs along
-    the bearing, then widened until the upright boxes share little.
+    The outline is that of a whole part, without chamfers: exact to about a unit.
     """
-    reach = _radius(lower, bearing) + _radius(upper, bearing + math.pi)
-    distance = reach - 11.0 * shade
-    step = (math.cos(bearing), math.sin(bearing))
-    while True:
-        placed = replace(
-            upper, along=lower.along - step[0] * distance, across=lower.across + step[1] * distance
-        )
-        if _shared(lower, placed) <= 0.3:
-            return placed
-        distance += 3.0
-
-
-def _radius(part: Part, bearing: float) -> float:
-    """How far the part reaches from its centre in the direction `bearing`, in units."""
+    c, s = math.cos(part.angle) / part.size, math.sin(part.angle) / part.size
+    u, v = x * c + y * s, y * c - x * s
     if part.kind == "washer":
-        return WASHER_OUTER * part.size
+        r = np.hypot(u, v)
+        return (r < WASHER_OUTER) & (r > WASHER_INNER)
     if part.kind == "nut":
-        turn = (bearing - part.angle + math.pi / 6.0) % (math.pi / 3.0) - math.pi / 6.0
-        return NUT_FLATS / 2.0 / math.cos(turn) * part.size
-    c, s = abs(math.cos(bearing - part.angle)), abs(math.sin(bearing - part.angle))
-    return min(BOLT_LENGTH / 2.0 / max(c, 1e-6), BOLT_HEAD / 2.0 / max(s, 1e-6)) * part.size
+        r = np.hypot(u, v)
+        return (hexagon(u, v) < NUT_FLATS / 2.0) & (r > NUT_HOLE)
+    head = (np.abs(u + (BOLT_LENGTH - BOLT_HEAD_LENGTH) / 2.0) < BOLT_HEAD_LENGTH / 2.0) & (
+        np.abs(v) < BOLT_HEAD / 2.0
+    )
+    return head | ((np.abs(u) < BOLT_LENGTH / 2.0) & (np.abs(v) < BOLT_SHANK))
+
+
+def hexagon(u: Floats, v: Floats) -> Floats:
+    """The largest distance to the centre along the three normals of a hexagon's flats."""
+    a, b = 0.5 * u, math.sqrt(3.0) / 2.0 * v
+    return np.maximum(np.abs(u), np.maximum(np.abs(a + b), np.abs(a - b)))
+
+
+def _laid_on(lower: Part, upper: Part, bearing: float, most_hidden: float) -> Part:
+    """`upper` moved beside `lower`, at `bearing` from it in the picture, as close as is allowed.
+
+    Allowed is to hide the share `most_hidden` of the lower one, and that the upright boxes share 0.3.
+    """
+    grid = np.arange(-60.0, 61.0, 2.0)
+    x, y = np.meshgrid(grid, grid)
+    below = covers(lower, x, y)
+    x, y = x[below], y[below]
+    distance = 30.0
+    while True:
+        dx, dy = math.cos(bearing) * distance, math.sin(bearing) * distance
+        placed = replace(upper, along=lower.along - dx, across=lower.across + dy)
+        hidden = covers(placed, x - dx, y - dy).mean()
+        if hidden <= most_hidden and _shared(lower, placed) <= 0.3:
+            return placed
+        distance += 2.0
 
 
 def _bounds(parts: list[Part]) -> tuple[float, float, float, float]:
