@@ -43,8 +43,13 @@ class Bus(Protocol):
         """Hand a message to the broker, without waiting.
 
         Returns:
-            False when there is no connection, or the client's own queue is full: the message was
-            not sent and will not be. True proves nothing about arrival (see `Accepted`).
+            False when there is no connection, the client's own queue is full, or the message is
+            larger than its channel allows (which is counted and logged): it was not sent and will
+            not be. True proves nothing about arrival (see `Accepted`): what was in flight when a
+            connection broke is not sent again.
+
+        Raises:
+            TypeError: the channel carries another type.
         """
 
     def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:
@@ -54,10 +59,24 @@ class Bus(Protocol):
         """
 
     def on_connect(self, callback: Callable[[], None]) -> None:
-        """Call back after each (re)connect, once the subscriptions are in place, on the bus's thread."""
+        """Call back after each (re)connect, once the subscriptions are in place, on the bus's thread.
+
+        A broker that was restarted has forgotten what was retained: publish it again here.
+        """
 
     def close(self) -> None:
         """Disconnect cleanly. Messages handed over before are sent first, for at most a second."""
+
+
+def encode(channel: Channel[T], message: T) -> bytes:
+    """The payload of a message.
+
+    Raises:
+        TypeError: the channel carries another type.
+    """
+    if not isinstance(message, channel.payload):
+        raise TypeError(f"{channel.name}: expected {channel.payload.__name__}, got {type(message).__name__}")
+    return msgspec.json.encode(message)
 
 
 class Decoder:
@@ -69,10 +88,7 @@ class Decoder:
 
     def deliver(self, channel: Channel[Any], topic: str, payload: bytes, handler: Handler[Any]) -> None:
         """Decode and hand over; never raises."""
-        if len(payload) > channel.max_bytes:
-            self._reject(
-                "oversized", topic, f"expected at most {channel.max_bytes} bytes, got {len(payload)}"
-            )
+        if not self.fits(channel, topic, payload):
             return
         decoder = self._decoders.get(channel.name)
         if decoder is None:
@@ -80,17 +96,29 @@ class Decoder:
         try:
             message = decoder.decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._reject("malformed", topic, str(error))
+            self.reject("malformed", topic, str(error))
             return
         try:
             handler(message)
         except Exception as error:  # noqa: BLE001 - one bad message or handler must not stop the bus
-            self.rejected["handler_failed"] += 1
-            log.exception("bus.handler_failed", topic=topic, error=str(error))
+            self.failed(topic, error)
 
-    def _reject(self, reason: str, topic: str, error: str) -> None:
+    def fits(self, channel: Channel[Any], topic: str, payload: bytes) -> bool:
+        """Whether the payload is within the channel's bound; counted and logged when not."""
+        if len(payload) <= channel.max_bytes:
+            return True
+        self.reject("oversized", topic, f"expected at most {channel.max_bytes} bytes, got {len(payload)}")
+        return False
+
+    def reject(self, reason: str, topic: str, error: str) -> None:
+        """Count and log a message that is dropped."""
         self.rejected[reason] += 1
-        log.warning(f"bus.{reason}", topic=topic, error=error)
+        log.warning("bus.rejected", reason=reason, topic=topic, error=error)
+
+    def failed(self, topic: str, error: Exception) -> None:
+        """Count and log a handler that raised."""
+        self.rejected["handler_failed"] += 1
+        log.error("bus.handler_failed", topic=topic, error=str(error), exc_info=error)
 
 
 class MemoryBroker:
@@ -134,13 +162,10 @@ class MemoryBus:
         return self._decoder.rejected
 
     def publish(self, channel: Channel[T], message: T, key: str = "") -> bool:
-        if not isinstance(message, channel.payload):
-            raise TypeError(
-                f"{channel.name}: expected {channel.payload.__name__}, got {type(message).__name__}"
-            )
-        if not self.connected:
+        payload, topic = encode(channel, message), channel.topic(self.site, key)
+        if not self.connected or not self._decoder.fits(channel, topic, payload):
             return False
-        self.broker.publish(channel.topic(self.site, key), msgspec.json.encode(message), channel.retain)
+        self.broker.publish(topic, payload, channel.retain)
         return True
 
     def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:

@@ -53,7 +53,7 @@ class BusSettings(Settings, frozen=True, kw_only=True):
     """File that holds the password; secrets are references."""
     tls: TlsSettings | None = None
     keepalive_s: Annotated[int, Meta(ge=1, le=3600)] = 15
-    """MQTT keep-alive: a silent broker is noticed after at most one and a half times this."""
+    """MQTT keep-alive: a silent broker is noticed after at most twice this."""
 
 
 class ModuleSettings(Settings, frozen=True, kw_only=True):
