@@ -1,8 +1,8 @@
 """The demo scene: a conveyor belt for part inspection, drawn on the spot, with exact truth.
 
-    scene = Scene(seed=1)
-    picture = scene.render(t_s=12.5)     # (480, 640, 3) uint8 BGR
-    views = scene.truth(t_s=12.5)        # every part in it
+scene = Scene(seed=1)
+picture = scene.render(t_s=12.5)     # (480, 640, 3) uint8 BGR
+views = scene.truth(t_s=12.5)        # every part in it
 """
 
 from skerry.capture.scene.layout import KINDS, Defect, Kind, Part

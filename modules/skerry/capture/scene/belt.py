@@ -21,6 +21,7 @@ _BASE = (76.0, 86.0, 54.0)
 _CELL = 320.0
 _STREAM = 37
 _WEAVE_CELLS = 12
+_SEAM_CELLS = 9
 REACH = 190.0
 """No item of clutter reaches further than this from its anchor, in units."""
 
@@ -47,7 +48,7 @@ class Belt:
     def strip(self, left: int, width: int) -> Floats:
         """(height, width, 3) BGR float32: the belt's columns from `left` on."""
         columns = np.arange(left, left + width) % self._tile.shape[1]
-        strip = self._tile[:, columns]
+        strip: Floats = np.take(self._tile, columns, axis=1)
         cell = _CELL * self._scale
         first = math.floor((left - REACH * self._scale) / cell)
         last = math.floor((left + width + REACH * self._scale) / cell)
@@ -66,7 +67,7 @@ class Belt:
                 x = round((index + rng.random()) * _CELL * self._scale)
                 y = round(rng.uniform(self._lane[0] + 8.0, self._lane[1] - 8.0))
                 items.append((x, y, make(rng, self._scale)))
-        if index % 5 == 0 and self._clutter > 0.0:
+        if index % _SEAM_CELLS == 0 and self._clutter > 0.0:
             x = round((index + 0.5) * _CELL * self._scale)
             items.append((x, self._lane[0], _seam(self._lane[1] - self._lane[0], self._scale)))
         return items
@@ -102,7 +103,9 @@ def _rail(rng: np.random.Generator, height: int, width: int, scale: float) -> By
     value = value * (1.0 - 0.72 * np.sqrt(slot))
     value = np.where(at > 0.93, 46.0, value)
     value = np.where(np.abs(at - 0.80) < 0.05, 206.0, value)
-    brushed = cv2.GaussianBlur(rng.normal(0.0, 26.0, (height, width)).astype(np.float32), (0, 0), 14.0, None, 0.4)
+    brushed = cv2.GaussianBlur(
+        rng.normal(0.0, 26.0, (height, width)).astype(np.float32), (0, 0), 14.0, None, 0.4
+    )
     grey = np.asarray(value + brushed, np.float32)[..., None] * np.array([1.0, 0.985, 0.955], np.float32)
     for number, x in enumerate(np.arange(0.0, width, 16.0 * scale)):
         length = 0.24 if number % 5 == 0 else 0.12
@@ -157,7 +160,9 @@ def _scuff(rng: np.random.Generator, scale: float) -> Patch:
     """A pale rubbed patch, longer along the belt."""
     half = (math.ceil(70.0 * scale), math.ceil(26.0 * scale))
     y, x = np.mgrid[-half[1] : half[1], -half[0] : half[0]].astype(np.float32)
-    soft = np.exp(-((x / (rng.uniform(14.0, 32.0) * scale)) ** 2) - (y / (rng.uniform(3.0, 10.0) * scale)) ** 2)
+    soft = np.exp(
+        -((x / (rng.uniform(14.0, 32.0) * scale)) ** 2) - (y / (rng.uniform(3.0, 10.0) * scale)) ** 2
+    )
     streaks = 0.6 + 0.4 * np.sin(y / scale * rng.uniform(1.0, 2.2) + rng.uniform(0.0, 6.0))
     alpha = np.asarray(soft * streaks * rng.uniform(0.10, 0.24), np.float32)
     return _tinted(alpha, (150.0, 156.0, 138.0), half)
@@ -211,7 +216,9 @@ def _seam(height: int, scale: float) -> Patch:
     pitch = 26.0 * scale
     finger = np.abs((y / pitch) % 1.0 * 2.0 - 1.0) * 22.0 * scale
     off = np.abs(x - (y - height / 2.0) * 0.10 - finger + 11.0 * scale)
-    alpha = np.asarray(0.5 * np.clip(1.6 - off / scale, 0.0, 1.0) + 0.10 * np.exp(-((off / (9.0 * scale)) ** 2)), np.float32)
+    alpha = np.asarray(
+        0.5 * np.clip(1.6 - off / scale, 0.0, 1.0) + 0.10 * np.exp(-((off / (9.0 * scale)) ** 2)), np.float32
+    )
     return _tinted(alpha, (26.0, 30.0, 22.0), (half, 0))
 
 

@@ -37,7 +37,15 @@ class Light:
     """
 
     def __init__(
-        self, seed: int, width: int, height: int, level: float, flicker: float, warmth: float, shade: float
+        self,
+        seed: int,
+        width: int,
+        height: int,
+        *,
+        level: float,
+        flicker: float,
+        warmth: float,
+        shade: float,
     ) -> None:
         self._seed = seed
         self._size = (width, height)
@@ -70,7 +78,7 @@ class Light:
         warmth = self._warmth + 0.25 * math.sin(2.0 * math.pi * t_s / 41.0 + self._phases[2])
         colour = np.array([1.0 - 0.10 * warmth, 1.0, 1.0 + 0.08 * warmth], np.float32)
         grey = self._lamps * np.float32(self.level(t_s) * _UNITY) * self._shadow(t_s)
-        return np.clip(grey[..., None] * colour, 0.0, 255.0).astype(np.uint8)
+        return np.asarray(np.clip(grey[..., None] * colour, 0.0, 255.0), np.uint8)
 
     def _shadow(self, t_s: float) -> Floats:
         """(coarse h, coarse w) what a passer-by leaves of the light."""

@@ -49,7 +49,7 @@ _METALS = (
 )
 _PITCH = 6.2
 _CRACK = 6.4
-_BITE = {"bolt": 15.0, "nut": 17.5, "washer": 19.0}
+_BITE = {"bolt": 16.0, "nut": 17.5, "washer": 19.0}
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,7 @@ def _nut(grid: _Grid, rng: np.random.Generator) -> _Body:
     wall = np.clip((NUT_HOLE + 1.6 - r) / 1.6, 0.0, 1.0)
     tint = 1.0 - 0.62 * wall + 0.10 * np.sin(r * 5.2) * (r < NUT_HOLE + 4.2)
     turned = 0.05 * np.sin(r * (4.0 + rng.random()))
-    return _Body(
-        (height + turned).astype(np.float32), solid, tint.astype(np.float32), np.ones_like(grid.u)
-    )
+    return _Body((height + turned).astype(np.float32), solid, tint.astype(np.float32), np.ones_like(grid.u))
 
 
 def _washer(grid: _Grid, rng: np.random.Generator) -> _Body:
@@ -240,8 +238,8 @@ def _bite_centre(part: Part, rng: np.random.Generator) -> tuple[float, float]:
     if part.kind == "bolt":
         side = rng.choice([-1.0, 1.0])
         if rng.random() < 0.5:
-            return -BOLT_LENGTH / 2.0 + 8.0, side * (BOLT_HEAD / 2.0)
-        return rng.uniform(-4.0, 22.0), side * (BOLT_SHANK + 3.5)
+            return -BOLT_LENGTH / 2.0 + rng.uniform(6.0, 12.0), side * (BOLT_HEAD / 2.0 - 4.0)
+        return rng.uniform(-4.0, 22.0), side * (BOLT_SHANK + 4.5)
     radius = NUT_FLATS / 2.0 + 0.5 if part.kind == "nut" else WASHER_OUTER - 1.0
     bearing = rng.uniform(0.0, 2.0 * math.pi)
     return radius * math.cos(bearing), radius * math.sin(bearing)
@@ -259,7 +257,9 @@ def _light(body: _Body, part: Part, step: float, rng: np.random.Generator) -> Fl
     value = (0.24 + 0.46 * toward + 0.26 * room) * body.tint
     grain = rng.normal(0.0, 0.018, value.shape).astype(np.float32)
     metal = np.asarray(_METALS[part.material], np.float32)
-    lit = (value + grain * body.gloss)[..., None] * metal + (shine * body.gloss)[..., None] * np.float32(165.0)
+    lit = (value + grain * body.gloss)[..., None] * metal + (shine * body.gloss)[..., None] * np.float32(
+        165.0
+    )
     return np.asarray(np.clip(lit, 4.0, 255.0), np.float32)
 
 
@@ -270,8 +270,8 @@ def _normals(height: Floats, size: float, step: float) -> tuple[Floats, Floats, 
     dy = np.zeros_like(smooth)
     dx[:, 1:-1] = (smooth[:, 2:] - smooth[:, :-2]) * k
     dy[1:-1] = (smooth[2:] - smooth[:-2]) * k
-    length = 1.0 / np.sqrt(dx * dx + dy * dy + 1.0)
-    return -dx * length, -dy * length, length
+    length = np.asarray(1.0 / np.sqrt(dx * dx + dy * dy + 1.0), np.float32)
+    return np.asarray(-dx * length), np.asarray(-dy * length), length
 
 
 def _fan(shape: tuple[int, ...]) -> Floats:

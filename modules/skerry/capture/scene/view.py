@@ -122,7 +122,15 @@ class Scene:
         self._layout = Layout(seed, lane, look.defect_rate, look.touching, look.density)
         self._belt = Belt(seed, height, self._lane, self._scale, look.clutter)
         self._rails = rails(seed, height, width, self._lane, self._scale)
-        self._light = Light(seed, width, height, look.light, look.flicker, look.warmth, look.shade)
+        self._light = Light(
+            seed,
+            width,
+            height,
+            level=look.light,
+            flicker=look.flicker,
+            warmth=look.warmth,
+            shade=look.shade,
+        )
         self._noise = Noise(seed, width, height, look.noise)
         self._strip_width = max(round(_STRIP * self._scale), 1)
         strips = 2 * (math.ceil(width / self._strip_width) + 2)
@@ -221,7 +229,7 @@ class Scene:
         for sprite, x, y in drawn:
             lay(strip, sprite.shadow, x - left, y)
             lay(strip, sprite.picture, x - left, y)
-        return np.clip(strip + 0.5, 0.0, 255.0).astype(np.uint8)
+        return np.asarray(np.clip(strip + 0.5, 0.0, 255.0), np.uint8)
 
     def _sprites_between(self, left: int, right: int) -> Iterator[tuple[Sprite, int, int]]:
         """The sprites that may touch the columns, lowest first, with their centres."""
