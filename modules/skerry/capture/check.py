@@ -1,0 +1,85 @@
+"""What a site checker can say of cameras before anything runs. No OpenCV, no FFmpeg."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from skerry.capture.settings import Camera, FileSource, ImagesSource, MjpegSource, RtspSource, V4l2Source
+from skerry.settings import Problem
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+def camera_problems(camera: Camera, path: str) -> list[Problem]:
+    """What is wrong with one camera's settings: contradictions, and files that are not there.
+
+    Args:
+        camera: the parsed settings.
+        path: of the camera in its file, e.g. `$.cameras[0]`.
+    """
+    found: list[Problem] = []
+    if camera.roi is not None:
+        x1, y1, x2, y2 = camera.roi
+        if x1 >= x2 or y1 >= y2:
+            found.append((f"{path}.roi", f"expected x1 < x2 and y1 < y2, got {list(camera.roi)}"))
+    for n, polygon in enumerate(camera.masks):
+        if len(set(polygon)) < 3:
+            found.append((f"{path}.masks[{n}]", "expected 3 or more different corners"))
+    found += _source_problems(camera, f"{path}.source")
+    return found
+
+
+def cameras_problems(cameras: Sequence[Camera], path: str) -> list[Problem]:
+    """`camera_problems` of each, and names that are used twice.
+
+    Args:
+        cameras: all cameras of one site.
+        path: of the list, e.g. `$.cameras`.
+    """
+    found = [p for n, camera in enumerate(cameras) for p in camera_problems(camera, f"{path}[{n}]")]
+    uses = Counter(camera.name for camera in cameras)
+    seen: set[str] = set()
+    for n, camera in enumerate(cameras):
+        if uses[camera.name] > 1 and camera.name in seen:
+            found.append((f"{path}[{n}].name", f"expected a name of its own, got {camera.name!r} again"))
+        seen.add(camera.name)
+    return found
+
+
+def _source_problems(camera: Camera, path: str) -> list[Problem]:
+    source = camera.source
+    match source:
+        case FileSource():
+            return _file(source.path, f"{path}.path", "a video file")
+        case V4l2Source():
+            if not Path(source.device).exists():
+                return [(f"{path}.device", f"expected a video device, found nothing at {source.device}")]
+        case RtspSource() | MjpegSource():
+            if source.password_file:
+                return _file(source.password_file, f"{path}.password_file", "a file with the password")
+        case ImagesSource():
+            return _folder(source.folder, f"{path}.folder")
+    return []
+
+
+def _file(name: str, path: str, what: str) -> list[Problem]:
+    if not Path(name).is_file():
+        return [(path, f"expected {what}, found nothing at {name}")]
+    if not os.access(name, os.R_OK):
+        return [(path, f"expected {what}, got one that this user cannot read: {name}")]
+    if Path(name).stat().st_size == 0:
+        return [(path, f"expected {what}, got an empty one: {name}")]
+    return []
+
+
+def _folder(name: str, path: str) -> list[Problem]:
+    try:
+        with os.scandir(name) as entries:
+            if any(entry.name.lower().endswith(PICTURES) for entry in entries):
+                return []
+    except OSError as error:
+        return [(path, f"expected a folder of pictures: {name}: {error.strerror}")]
+    return [(path, f"expected pictures ({', '.join(PICTURES)}), found none in {name}")]
