@@ -1,0 +1,61 @@
+"""What a test needs from the machine: `@needs.mosquitto` skips it, with the reason, where that is missing.
+
+With SKERRY_FORBID_SKIPS=1 (as in continuous integration) nothing is skipped: what is missing then
+fails the test that needs it, so a suite that quietly tests less cannot be green.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from skerry.broker import mosquitto as mosquitto_path
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+"""Footage and foreign models that are not part of the repository."""
+PAHO1 = ROOT / ".venv" / "paho1"
+"""Where `make setup` puts paho-mqtt 1.6.1, beside the version that everything else uses."""
+
+FORBIDDEN = os.environ.get("SKERRY_FORBID_SKIPS") == "1"
+
+
+def unless(there: bool, reason: str) -> pytest.MarkDecorator:
+    """Skip with a reason, or not at all where skips are forbidden."""
+    return pytest.mark.skipif(not there and not FORBIDDEN, reason=reason)
+
+
+@cache
+def system_python() -> str:
+    """The interpreter that Debian's Python bindings are installed for."""
+    return shutil.which("python3", path="/usr/bin") or "/usr/bin/python3"
+
+
+@cache
+def _gst_rtsp() -> bool:
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    try:
+        done = subprocess.run([system_python(), "-c", probe], capture_output=True, timeout=30, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _strace() -> bool:
+    return shutil.which("strace") is not None and sys.platform == "linux"
+
+
+mosquitto = unless(mosquitto_path() is not None, "needs Mosquitto (apt-get install mosquitto)")
+rtsp = unless(
+    _gst_rtsp(),
+    "needs the GStreamer RTSP server (apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 "
+    "gstreamer1.0-plugins-ugly)",
+)
+root = unless(os.geteuid() == 0, "needs to run as root")
+strace = unless(_strace(), "needs strace (apt-get install strace)")
+data = unless(DATA.is_dir(), f"needs the footage and models in {DATA}")
+paho1 = unless((PAHO1 / "paho").is_dir(), "needs paho-mqtt 1.6.1 in .venv/paho1 (make test prepares it)")
