@@ -98,10 +98,7 @@ class Decoder:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self.reject("malformed", topic, str(error))
             return
-        try:
-            handler(message)
-        except Exception as error:  # noqa: BLE001 - one bad message or handler must not stop the bus
-            self.failed(topic, error)
+        self.call(lambda: handler(message), topic)
 
     def fits(self, channel: Channel[Any], topic: str, payload: bytes) -> bool:
         """Whether the payload is within the channel's bound; counted and logged when not."""
@@ -115,10 +112,13 @@ class Decoder:
         self.rejected[reason] += 1
         log.warning("bus.rejected", reason=reason, topic=topic, error=error)
 
-    def failed(self, topic: str, error: Exception) -> None:
-        """Count and log a handler that raised."""
-        self.rejected["handler_failed"] += 1
-        log.error("bus.handler_failed", topic=topic, error=str(error), exc_info=error)
+    def call(self, handler: Callable[[], None], about: str) -> None:
+        """Run a handler or a callback; one that raises is counted and logged."""
+        try:
+            handler()
+        except Exception as error:
+            self.rejected["handler_failed"] += 1
+            log.exception("bus.handler_failed", topic=about, error=str(error))
 
 
 class MemoryBroker:
@@ -142,6 +142,11 @@ class MemoryBroker:
         """Add a subscription and deliver what is retained."""
         with self._lock:
             self._routes.append((pattern, route))
+            self.repeat(pattern, route)
+
+    def repeat(self, pattern: str, route: Callable[[str, bytes], None]) -> None:
+        """Deliver what is retained."""
+        with self._lock:
             for topic, payload in list(self._retained.items()):
                 if matches(pattern, topic):
                     route(topic, payload)
@@ -156,6 +161,7 @@ class MemoryBus:
         self.connected = True
         self._decoder = Decoder()
         self._callbacks: list[Callable[[], None]] = []
+        self._routes: list[tuple[str, Callable[[str, bytes], None]]] = []
 
     @property
     def rejected(self) -> Counter[str]:
@@ -175,12 +181,13 @@ class MemoryBus:
             if self.connected:
                 self._decoder.deliver(channel, topic, payload, handler)
 
+        self._routes.append((pattern, route))
         self.broker.subscribe(pattern, route)
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
         if self.connected:
-            callback()
+            self._decoder.call(callback, "on_connect")
 
     def disconnect(self) -> None:
         """Pretend that the broker is gone."""
@@ -189,8 +196,10 @@ class MemoryBus:
     def reconnect(self) -> None:
         """Pretend that the broker is back."""
         self.connected = True
-        for callback in self._callbacks:
-            callback()
+        for pattern, route in list(self._routes):
+            self.broker.repeat(pattern, route)
+        for callback in list(self._callbacks):
+            self._decoder.call(callback, "on_connect")
 
     def close(self) -> None:
         self.connected = False

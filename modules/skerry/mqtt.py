@@ -287,11 +287,7 @@ class MqttBus:
     def _hand_over(self) -> None:
         """Run callbacks, then handlers, holding no lock."""
         while self._calls:
-            callback = self._calls.popleft()
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001 - as for handlers: the bus goes on
-                self._decoder.failed("on_connect", error)
+            self._decoder.call(self._calls.popleft(), "on_connect")
         while self._arrived:
             message = self._arrived.popleft()
             try:
