@@ -153,6 +153,9 @@ class Outbound(Message, frozen=True, kw_only=True):
     store: str
     """Identity of the store, drawn when it was made."""
     first: Annotated[int, Meta(ge=1)]
+    base: Count = 0
+    """Nothing up to this record is to come any more: it is receipted, or evicted. A reader that has
+    confirmed less must not wait for the rest."""
     events: Annotated[tuple[Event, ...], Meta(min_length=1)]
 
 
