@@ -120,15 +120,14 @@ class RingWriter:
         assert slots >= 2, f"slots: expected 2 or more, got {slots}"
         layout = _Layout(slots, slot_bytes)
         prepare(folder)
-        _remove_stale(folder, camera)
-        path = folder / f"{camera}.{secrets.token_hex(8)}{_SUFFIX}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        remove_stale(folder)
+        _refuse_living(folder, camera)
+        path, descriptor = _new_file(folder, camera)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _allocate(descriptor, folder, layout.size)
             memory = mmap.mmap(descriptor, layout.size)
         except BaseException:
-            path.unlink()
+            path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         memory[: _HEADER.size] = _HEADER.pack(_MAGIC, slots, slot_bytes, layout.first)
@@ -328,25 +327,53 @@ def _allocate(descriptor: int, folder: Path, size: int) -> None:
         raise
 
 
-def _remove_stale(folder: Path, camera: str) -> None:
-    """Remove rings of the camera that no living process holds."""
-    for path in folder.glob(f"{camera}.*{_SUFFIX}"):
-        if not _NAME.fullmatch(path.name):
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def remove_stale(folder: Path) -> None:
+    """Remove the rings whose writers are dead: a writer holds a lock on its file as long as it lives."""
+    for path in folder.glob(f"*{_SUFFIX}"):
+        if _NAME.fullmatch(path.name) and not _is_written(path):
             path.unlink(missing_ok=True)
-        except BlockingIOError as error:
+
+
+def _refuse_living(folder: Path, camera: str) -> None:
+    for path in folder.glob(f"{camera}.*{_SUFFIX}"):
+        if _is_written(path):
             raise Unavailable(
                 f"frames: {path}: camera {camera} is captured by another process now "
                 "(stop it, or give the camera another name)"
-            ) from error
-        finally:
+            )
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a living process writes this ring."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _new_file(folder: Path, camera: str) -> tuple[Path, int]:
+    """A new ring file that is locked by us and still has its name.
+
+    Between making and locking it another process may take it for stale; then it is made again.
+    """
+    while True:
+        path = folder / f"{camera}.{secrets.token_hex(8)}{_SUFFIX}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             os.close(descriptor)
+            continue  # someone looks at it right now, and will remove it
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)
 
 
 def _open_ring(folder: Path, name: str) -> _Ring:

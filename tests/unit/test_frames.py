@@ -210,12 +210,12 @@ def test_restarted_writer_removes_what_a_killed_one_left(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    other = tmp_path / "gate2.0123456789abcdef.ring"
-    other.touch()
-    writer = RingWriter.create(tmp_path, "gate", 3, 100)
+    other = RingWriter.create(tmp_path, "gate2", 3, 100)
     assert not left.exists()
-    assert other.exists()
+    writer = RingWriter.create(tmp_path, "gate", 3, 100)
+    assert other.path.exists()
     writer.close()
+    other.close()
 
 
 def test_ring_of_a_living_writer_is_not_removed(ring, tmp_path):

@@ -1,0 +1,9 @@
+"""`python -m skerry.capture`: capture as a process of its own."""
+
+import sys
+
+from skerry.capture.module import run
+from skerry.capture.settings import CaptureSettings
+from skerry.service import main
+
+sys.exit(main("capture", CaptureSettings, run))
