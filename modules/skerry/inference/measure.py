@@ -1,0 +1,81 @@
+"""Measures one runtime with one package: `python -m skerry.inference.measure`, a request on stdin."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from skerry.errors import SkerryError
+from skerry.inference.choose import Measurement, Request
+from skerry.inference.preprocess import Pixels, Preprocessor
+from skerry.inference.runtimes import Place, Session, SessionFailed, open_session, runtime_version
+from skerry.models import package as packages
+from skerry.service import rss_mb
+
+_WARM_UP = 3
+_LEAST_RUNS = 5
+_MOST_RUNS = 100
+_FOR_S = 0.4
+
+
+def main() -> int:
+    """Print a `Measurement` as one line of JSON."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    version = runtime_version(request.runtime)
+    try:
+        result = _measure(request, version)
+    except (SkerryError, SessionFailed) as error:
+        result = Measurement(runtime=request.runtime, version=version, error=str(error))
+    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    return 0
+
+
+def picture(width: int, height: int, seed: int = 0) -> Pixels:
+    """A seeded picture, blocks of colour with grain: (height, width, 3) BGR."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 220, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    large = blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+    return large + rng.integers(0, 36, large.shape, dtype=np.uint8)
+
+
+def timed(session: Session, feeds: dict[str, np.ndarray], for_s: float = _FOR_S) -> tuple[float, float]:
+    """Median and CPU time of one run in milliseconds, after a warm-up; takes about `for_s` seconds."""
+    for _ in range(_WARM_UP):
+        session.run(feeds)
+    times: list[float] = []
+    cpu = time.process_time()
+    until = time.perf_counter() + for_s
+    while len(times) < _LEAST_RUNS or (time.perf_counter() < until and len(times) < _MOST_RUNS):
+        begin = time.perf_counter()
+        session.run(feeds)
+        times.append(time.perf_counter() - begin)
+    cpu = (time.process_time() - cpu) / len(times)
+    return statistics.median(times) * 1000, cpu * 1000
+
+
+def _measure(request: Request, version: str) -> Measurement:
+    package = packages.load(Path(request.package))
+    spec = package.manifest.input
+    prepare = Preprocessor(spec)
+    prepare(picture(2 * spec.width, 2 * spec.height))
+    feeds = {spec.name: prepare.tensor}
+    place = Place(request.device, request.threads, Path(request.cache) if request.cache else None)
+    begin = time.perf_counter()
+    session = open_session(request.runtime, package, place)
+    outputs = session.run(feeds)
+    load_ms = (time.perf_counter() - begin) * 1000
+    np.savez(request.outputs, **outputs)  # type: ignore[arg-type] # names of outputs are no keywords of savez
+    ms, cpu_ms = timed(session, feeds)
+    return Measurement(
+        runtime=request.runtime, version=version, ms=round(ms, 3), cpu_ms=round(cpu_ms, 3),
+        load_ms=round(load_ms, 1), rss_mb=round(rss_mb(), 1),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

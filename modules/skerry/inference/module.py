@@ -1,0 +1,274 @@
+"""The inference module: frames in, detections out, and an account of every frame."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from skerry.bus import Bus
+from skerry.channels import CAMERAS, DETECTIONS, FRAMES
+from skerry.errors import FrameGone
+from skerry.frames import RingReader
+from skerry.inbox import Inbox
+from skerry.inference.accounts import Accounts
+from skerry.inference.model import Model, Result, Timing
+from skerry.inference.placement import Placement
+from skerry.inference.runtimes import first_line
+from skerry.inference.settings import InferenceSettings
+from skerry.messages import CameraStatus, Detections, FrameRef
+from skerry.service import Host
+
+log = structlog.get_logger()
+
+_IDLE_S = 0.1
+"""How often the loop looks around when no frame comes."""
+_TAIL_S = 0.5
+"""After a camera's end and its last frame, how long a frame may still be under way."""
+_FPS_OVER_S = 2.0
+
+
+def run(settings: InferenceSettings, bus: Bus, host: Host) -> None:
+    """Infer until `host.stopping`, then finish what waits and account for the rest."""
+    import cv2  # noqa: PLC0415 - loaded by the module, not by those who import its name
+
+    cv2.setNumThreads(1)  # small pictures, and the other cores belong to other processes
+    Inference(settings, bus, host).run()
+
+
+@dataclass
+class _Job:
+    """A frame in the batch: its reference and where it lies in the input."""
+
+    ref: FrameRef
+    placement: Placement
+
+
+@dataclass
+class _Ends:
+    """Cameras that said they ended: the number of the last frame, and when it was said or a frame came."""
+
+    captured: dict[str, int] = field(default_factory=dict)
+    at: dict[str, float] = field(default_factory=dict)
+
+
+class Inference:
+    """State of the module. The bus's thread calls `_on_...`; all else runs on the loop's thread."""
+
+    def __init__(self, settings: InferenceSettings, bus: Bus, host: Host) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._host = host
+        self._accounts = Accounts(host.tally)
+        self._inbox: Inbox[FrameRef] = Inbox(depth=1)
+        self._reader = RingReader(Path(settings.frames))
+        self._ends = _Ends()
+        self._live: set[str] = set()
+        self._finished: deque[float] = deque(maxlen=1000)
+        self._closing = False
+        self._closed = False
+        self._by_camera = {c: n for n, use in enumerate(settings.models) for c in use.cameras}
+        self._rest = next((n for n, use in enumerate(settings.models) if not use.cameras), None)
+        self._models: list[Model] = []
+
+    def run(self) -> None:
+        killed = self._accounts.recover()
+        if killed:
+            log.warning("frames.killed", **killed)
+        host = self._host
+        host.fps, host.queue = self._fps, lambda: len(self._inbox)
+        host.before_metrics(self._refresh)
+        self._bus.subscribe(FRAMES, self._on_frame)
+        self._bus.subscribe(CAMERAS, self._on_camera)
+        self._load()
+        host.ready()
+        while not host.stopping.is_set():
+            host.beat()
+            self._step(_IDLE_S)
+        self._drain()
+
+    def _load(self) -> None:
+        settings = self._settings
+        cache = Path(settings.cache) if settings.cache else Path(settings.state) / "cache"
+        for use in settings.models:
+            begin = time.monotonic()
+            model = Model(use, cache, settings.retry_s, self._host.beat)
+            self._models.append(model)
+            self._show_choice(model)
+            log.info(
+                "model.ready", model=model.package.title, runtime=model.runtime, device=use.device,
+                seconds=round(time.monotonic() - begin, 3),
+            )  # fmt: skip
+
+    def _show_choice(self, model: Model) -> None:
+        telemetry, title = self._host.telemetry, model.package.title
+        telemetry.gauge("skerry_runtime_used", 1, model=title, runtime=model.runtime)
+        for m in model.choice.measurements if model.choice is not None else ():
+            if not m.error and m.ms:
+                telemetry.gauge("skerry_runtime_ms", m.ms, model=title, runtime=m.runtime)
+        if model.choice is not None:
+            ms = {m.runtime: m.error or m.ms for m in model.choice.measurements}
+            log.info("runtime.chosen", model=title, runtime=model.runtime, ms=ms)
+
+    def _model_of(self, camera: str) -> int | None:
+        return self._by_camera.get(camera, self._rest)
+
+    def _on_frame(self, ref: FrameRef) -> None:
+        """On the bus's thread."""
+        if self._closed or self._model_of(ref.camera) is None or not self._accounts.arrived(ref):
+            return
+        self._ends.at[ref.camera] = time.monotonic()
+        if self._closing:
+            self._accounts.dropped(ref.camera, "stopping")
+            return
+        displaced = self._inbox.put(ref, key=ref.camera, keep=ref.keep)
+        if displaced is not None:
+            self._accounts.dropped(displaced.camera, "superseded")
+
+    def _on_camera(self, status: CameraStatus) -> None:
+        """On the bus's thread."""
+        camera = status.camera
+        if self._model_of(camera) is None:
+            return
+        if status.state in ("ended", "stopped"):
+            self._live.discard(camera)
+            self._ends.at[camera] = time.monotonic()
+            self._ends.captured[camera] = status.captured
+        else:
+            self._live.add(camera)
+            self._ends.captured.pop(camera, None)
+
+    def _step(self, wait_s: float) -> None:
+        """Take what waits, at most one batch, and settle cameras that ended."""
+        ref = self._inbox.get(wait_s)
+        if ref is not None:
+            self._infer(ref)
+        self._settle(_TAIL_S)
+
+    def _settle(self, tail_s: float) -> None:
+        now = time.monotonic()
+        for camera, captured in list(self._ends.captured.items()):
+            if now - self._ends.at[camera] < tail_s:
+                continue
+            # A new state of the camera may have come meanwhile: only what was read above is settled.
+            if self._ends.captured.get(camera) == captured:
+                self._ends.captured.pop(camera, None)
+            lost = self._accounts.ended(camera, captured)
+            if lost:
+                log.info("frames.not_received", camera=camera, frames=lost)
+
+    def _infer(self, ref: FrameRef) -> None:
+        index = self._model_of(ref.camera)
+        assert index is not None, "frames of other cameras are not taken"
+        model = self._models[index]
+        begin = time.perf_counter()
+        jobs: list[_Job] = []
+        for taken in self._batch(ref, index, model):
+            self._prepare(taken, model, jobs)
+        if not jobs:
+            return
+        self._host.telemetry.latency("preprocess").add((time.perf_counter() - begin) * 1000)
+        try:
+            results, timing = model.infer([job.placement for job in jobs])
+        except Exception as error:
+            log.exception("inference.crashed", model=model.package.title)
+            reason = f"internal: {type(error).__name__}: {first_line(error)}"
+            results, timing = [Result(reason=reason)] * len(jobs), Timing()
+        self._host.telemetry.latency("session").add(timing.session)
+        self._host.telemetry.latency("decode").add(timing.decode)
+        for job, result in zip(jobs, results, strict=True):
+            self._publish(job.ref, result, model, timing)
+        self._judge(model, results)
+
+    def _batch(self, ref: FrameRef, index: int, model: Model) -> list[FrameRef]:
+        """This frame and, where the model takes several, those of other cameras that come in time."""
+        refs = [ref]
+        until = time.monotonic() + model.deadline_s
+        while len(refs) < model.batch and (left := until - time.monotonic()) > 0:
+            other = self._inbox.get(left)
+            if other is None:
+                break
+            if self._model_of(other.camera) != index:
+                self._infer(other)
+                break
+            refs.append(other)
+        return refs
+
+    def _prepare(self, ref: FrameRef, model: Model, jobs: list[_Job]) -> None:
+        """From the frame store into the batch, or account for why not."""
+        try:
+            with self._reader.frame(ref) as pixels:
+                placement = model.prepare(pixels, len(jobs))
+        except FrameGone as error:
+            log.debug("frame.dropped", camera=ref.camera, number=ref.number, reason=str(error))
+            self._accounts.dropped(ref.camera, "frame_gone")
+            return
+        except Exception as error:
+            log.exception("preprocess.failed", camera=ref.camera, number=ref.number)
+            reason = f"preprocess: {type(error).__name__}: {first_line(error)}"
+            self._publish(ref, Result(reason=reason), model, Timing())
+            return
+        jobs.append(_Job(ref, placement))
+
+    def _publish(self, ref: FrameRef, result: Result, model: Model, timing: Timing) -> None:
+        """Count, then send: a result lost between the two is a jump in `sequence`, never a repeated one."""
+        camera = ref.camera
+        sequence = self._accounts.resolved(camera, "failed" if result.reason else "inferred")
+        now = time.monotonic_ns()
+        message = Detections(
+            camera=camera, number=ref.number, sequence=sequence, status="failed" if result.reason else "ok",
+            reason=result.reason, time=ref.time, captured_ns=ref.captured_ns, media_ns=ref.media_ns,
+            inferred_ns=now, session_ms=round(timing.session, 3), width=ref.width, height=ref.height,
+            model=model.package.title, objects=result.objects, trace=ref.trace,
+        )  # fmt: skip
+        if not self._bus.publish(DETECTIONS, message, camera):
+            self._host.telemetry.count("skerry_results_unsent_total", camera=camera)
+        self._finished.append(time.monotonic())
+        latency = (time.monotonic_ns() - ref.captured_ns) / 1e6
+        self._host.telemetry.latency("capture_to_detection").add(latency)
+
+    def _judge(self, model: Model, results: list[Result]) -> None:
+        """Degraded or well again."""
+        about = f"model {model.package.title}"
+        was_failing = model.failing
+        model.note(results, time.monotonic())
+        if model.failing:
+            self._host.fault(about, next(r.reason for r in results if r.reason))
+        elif was_failing:
+            self._host.clear(about)
+
+    def _drain(self) -> None:
+        """Finish what waits; hear how far the cameras came, where they stop with us; account for the rest."""
+        begin = time.monotonic()
+        finish_by, hear_by = begin + 0.6 * self._settings.grace_s, begin + 0.3 * self._settings.grace_s
+        while time.monotonic() < finish_by:
+            ref = self._inbox.get(0.01)
+            if ref is not None:
+                self._infer(ref)
+            elif not self._live or time.monotonic() > hear_by:
+                break
+        self._closing = True
+        while (ref := self._inbox.get(0)) is not None:
+            self._accounts.dropped(ref.camera, "stopping")
+        tail_s = min(_TAIL_S, 0.2 * self._settings.grace_s)
+        while self._ends.captured and time.monotonic() < begin + 0.9 * self._settings.grace_s:
+            self._settle(tail_s)
+            time.sleep(0.01)
+        self._settle(0)
+        self._closed = True
+
+    def _fps(self) -> float:
+        since = time.monotonic() - _FPS_OVER_S
+        return sum(t > since for t in list(self._finished)) / _FPS_OVER_S
+
+    def _refresh(self) -> None:
+        """Ledger terms as metrics."""
+        for camera, term, n in self._accounts.terms():
+            if term in ("inferred", "failed"):
+                self._host.telemetry.gauge("skerry_frames_total", n, camera=camera, outcome=term)
+            elif term.startswith("dropped/"):
+                reason = term.removeprefix("dropped/")
+                self._host.telemetry.gauge("skerry_frames_dropped_total", n, camera=camera, reason=reason)

@@ -1,0 +1,78 @@
+"""Settings of the inference module."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from skerry.messages import Fraction, Name
+from skerry.settings import ModuleSettings, Positive, Settings
+
+RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
+
+DEVICES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("cpu", "cuda", "tensorrt", "openvino"),
+    "openvino": ("cpu", "gpu", "npu"),
+}
+"""What each runtime can run on. For ONNX Runtime these are its execution providers."""
+
+
+class BatchSettings(Settings, frozen=True, kw_only=True):
+    """Frames of several cameras in one run of the session; only for a package with `input.batch` above 1."""
+
+    max: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Frames in one run at most, of as many cameras. 1: no batching."""
+    deadline_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    """How long the first frame waits for the others."""
+
+
+class ModelUse(Settings, frozen=True, kw_only=True):
+    """A model and the cameras it looks at."""
+
+    package: Annotated[str, Meta(min_length=1)]
+    """Folder of the package."""
+    cameras: tuple[Name, ...] = ()
+    """Empty: every camera that no other model names."""
+    runtime: RuntimeName = "auto"
+    """`auto` measures what is installed on this device, once, and takes the fastest."""
+    device: Device = "cpu"
+    threads: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """Threads of one run on the CPU. null: half of the cores this process may use, at least one."""
+    score_threshold: Fraction | None = None
+    """In place of the package's own."""
+    batch: BatchSettings = BatchSettings()
+    failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
+    """After this many failures in a row the module is degraded and makes the session anew."""
+
+    def __post_init__(self) -> None:
+        names = DEVICES if self.runtime == "auto" else {self.runtime: DEVICES[self.runtime]}
+        known = [device for devices in names.values() for device in devices]
+        if self.device not in known:
+            raise ValueError(
+                f"device: expected one of {', '.join(known)} with runtime {self.runtime}, got {self.device}"
+            )
+
+
+class InferenceSettings(ModuleSettings, frozen=True, kw_only=True):
+    """`SKERRY_SETTINGS` of `python -m skerry.inference`."""
+
+    frames: str
+    """Folder of the frame store."""
+    models: Annotated[tuple[ModelUse, ...], Meta(min_length=1)]
+    cache: str = ""
+    """Folder that remembers measurements and compiled models; empty: `cache` in the state folder."""
+    retry_s: Positive = 0.5
+    """Before a failing session is made anew; doubles up to 30 s while it goes on failing."""
+
+    def __post_init__(self) -> None:
+        seen: dict[str, int] = {}
+        for n, use in enumerate(self.models):
+            for camera in use.cameras or ("",):
+                if camera in seen:
+                    what = f"camera {camera!r}" if camera else "every other camera"
+                    raise ValueError(
+                        f"models: expected one model for {what}, got models[{seen[camera]}] and models[{n}]"
+                    )
+                seen[camera] = n

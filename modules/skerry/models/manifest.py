@@ -1,0 +1,214 @@
+"""What a model package says of itself: `manifest.json`, as types.
+
+A package is a folder: `manifest.json`, the model file and the labels. The manifest holds everything
+that turns a frame into objects, so the same package gives the same numbers wherever it runs.
+
+Decoders are a tagged union by `kind`: adding one is a struct here and a function in
+`skerry.inference.decoders`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from skerry.messages import Fraction, Name
+from skerry.settings import Settings
+
+Text = Annotated[str, Meta(min_length=1)]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", max_length=128)]
+"""A file inside the package's folder: no path, so a package cannot reach outside itself."""
+Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+$", min_length=1, max_length=64)]
+Size = Annotated[int, Meta(ge=1, le=8192)]
+Dim = Annotated[int, Meta(ge=1)]
+
+
+class Artifact(Settings, frozen=True, kw_only=True):
+    """The model file."""
+
+    file: FileName = "model.onnx"
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    format: Literal["onnx"] = "onnx"
+
+
+class Input(Settings, frozen=True, kw_only=True):
+    """The one input: a frame, `(pixel - mean) / scale` per channel, in the order of `colour`."""
+
+    name: Text
+    width: Size
+    """Pixels."""
+    height: Size
+    """Pixels."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    dtype: Literal["float32", "uint8"] = "float32"
+    colour: Literal["bgr", "rgb", "gray"] = "bgr"
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    """`letterbox` keeps the aspect ratio, centred, the rest filled with `pad`."""
+    interpolation: Literal["linear", "nearest", "area"] = "linear"
+    mean: tuple[float, ...] = (0.0,)
+    """Per channel, or one for all; in grey levels, 0 to 255."""
+    scale: tuple[float, ...] = (1.0,)
+    """Per channel, or one for all; in grey levels, not 0."""
+    pad: Annotated[int, Meta(ge=0, le=255)] = 114
+    batch: Annotated[int, Meta(ge=1, le=64)] = 1
+    """The most frames that the graph takes at once; above 1 its first dimension is dynamic."""
+
+    def __post_init__(self) -> None:
+        for field, values in (("mean", self.mean), ("scale", self.scale)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{field}: expected 1 or {self.channels} numbers, got {len(values)}")
+        if 0 in self.scale:
+            raise ValueError("scale: expected numbers other than 0, got 0")
+        if self.dtype == "uint8" and (set(self.mean) != {0.0} or set(self.scale) != {1.0}):
+            raise ValueError("dtype: expected float32 where mean or scale change the pixels, got uint8")
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.colour == "gray" else 3
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one frame."""
+        if self.layout == "nchw":
+            return 1, self.channels, self.height, self.width
+        return 1, self.height, self.width, self.channels
+
+
+class Output(Settings, frozen=True, kw_only=True):
+    """One output, for one frame; 0 stands for a dimension that depends on the frame."""
+
+    name: Text
+    shape: tuple[Annotated[int, Meta(ge=0)], ...]
+
+
+class Decoding(Settings, frozen=True, kw_only=True, tag_field="kind"):
+    """What every decoder is told."""
+
+    score_threshold: Fraction = 0.4
+    """Objects below are not reported."""
+    iou_threshold: Fraction = 0.5
+    """Of two objects of one class that overlap more than this, the better one stays."""
+    max_objects: Annotated[int, Meta(ge=1, le=300)] = 300
+    """The best ones stay."""
+
+
+class Parts(Decoding, frozen=True, kw_only=True, tag="parts"):
+    """One output [1, N, 5 + labels + attributes], all activated: cx, cy, w, h as fractions of the input, objectness, p(label) ..., p(attribute) ...; score = objectness * highest p(label)."""  # noqa: E501 - one sentence, shown in the documentation
+
+    attributes: tuple[Name, ...] = ("defect",)
+
+
+class YoloV5(Decoding, frozen=True, kw_only=True, tag="yolov5"):
+    """One output [1, N, 5 + labels], activated: cx, cy, w, h in input pixels, objectness, p(label) ...; score = objectness * highest p(label)."""  # noqa: E501 - one sentence, shown in the documentation
+
+
+class YoloV8(Decoding, frozen=True, kw_only=True, tag="yolov8"):
+    """One output [1, 4 + labels, N], activated: cx, cy, w, h in input pixels, p(label) ...; score = highest p(label)."""  # noqa: E501 - one sentence, shown in the documentation
+
+
+class FastestDet(Decoding, frozen=True, kw_only=True, tag="fastestdet"):
+    """One output [1, 5 + labels, rows, columns]: objectness, box offsets x, y (before tanh), sizes w, h (before sigmoid), p(label) ...; score = objectness^0.6 * highest p(label)^0.4."""  # noqa: E501 - one sentence, shown in the documentation
+
+
+class UltraFace(Decoding, frozen=True, kw_only=True, tag="ultraface"):
+    """Two outputs, activated: [1, N, 1 + labels] scores of background and each label, [1, N, 4] x1, y1, x2, y2 as fractions of the input."""  # noqa: E501 - one sentence, shown in the documentation
+
+    scores: Text = "scores"
+    boxes: Text = "boxes"
+
+
+class Ssd(Decoding, frozen=True, kw_only=True, tag="ssd"):
+    """`rows`: one output [1, 1, N, 7] (or [1, N, 7], [N, 7]) of image, class, score, x1, y1, x2, y2 as fractions, ended by a negative image. `pairs`: boxes [1, N, 4] and activated scores [1, N, classes]."""  # noqa: E501 - one sentence, shown in the documentation
+
+    form: Literal["rows", "pairs"] = "rows"
+    scores: Text = "scores"
+    """Name of the output of scores, where `form` is pairs."""
+    boxes: Text = "boxes"
+    """Name of the output of boxes, where `form` is pairs."""
+    order: Literal["xyxy", "yxyx"] = "xyxy"
+    background: bool = True
+    """Class 0 is the background and has no label."""
+
+
+class Classification(Decoding, frozen=True, kw_only=True, tag="classification"):
+    """One output [1, labels]: one object, the whole frame, with the best label."""
+
+    activation: Literal["none", "softmax", "sigmoid"] = "softmax"
+    """What the graph left to do."""
+    background: bool = False
+    """Class 0 is the background and has no label."""
+
+
+Decoder = Parts | YoloV5 | YoloV8 | FastestDet | UltraFace | Ssd | Classification
+
+
+class Manifest(Settings, frozen=True, kw_only=True):
+    """`manifest.json`."""
+
+    schema: Literal[1] = 1
+    name: Name
+    version: Version
+    description: str = ""
+    licence: str = ""
+    artifact: Artifact
+    input: Input
+    outputs: Annotated[tuple[Output, ...], Meta(min_length=1)]
+    decoder: Decoder
+    labels: FileName = "labels.txt"
+
+
+def misfits(manifest: Manifest, labels: int) -> list[str]:
+    """What the decoder cannot make of these outputs with this many labels; empty when they fit."""
+    decoder, outputs = manifest.decoder, {o.name: o.shape for o in manifest.outputs}
+    match decoder:
+        case Parts(attributes=extra):
+            wanted = f"5 + {labels} labels + {len(extra)} attributes"
+            return _single(outputs, (1, None, 5 + labels + len(extra)), wanted)
+        case YoloV5():
+            return _single(outputs, (1, None, 5 + labels), f"5 + {labels} labels")
+        case YoloV8():
+            return _single(outputs, (1, 4 + labels, None), f"4 + {labels} labels")
+        case FastestDet():
+            return _single(outputs, (1, 5 + labels, None, None), f"5 + {labels} labels")
+        case UltraFace(scores=scores, boxes=boxes):
+            return _pair(outputs, scores, boxes, 1 + labels, f"background + {labels} labels")
+        case Ssd(form="pairs", scores=scores, boxes=boxes, background=background):
+            classes = labels + background
+            return _pair(outputs, scores, boxes, classes, f"{'background + ' * background}{labels} labels")
+        case Ssd():
+            return _single(outputs, (7,), "7 numbers a row", tail=True)
+        case Classification(background=background):
+            wanted = f"{'background + ' * background}{labels} labels"
+            return _single(outputs, (1, labels + background), wanted)
+
+
+Shape = tuple[int, ...]
+Wanted = tuple[int | None, ...]
+
+
+def _single(outputs: dict[str, Shape], wanted: Wanted, why: str, tail: bool = False) -> list[str]:
+    if len(outputs) != 1:
+        return [f"outputs: expected 1, got {len(outputs)} ({', '.join(outputs)})"]
+    name, shape = next(iter(outputs.items()))
+    return _shape(name, shape[-1:] if tail else shape, wanted, why)
+
+
+def _pair(outputs: dict[str, Shape], scores: str, boxes: str, classes: int, why: str) -> list[str]:
+    found = []
+    for role, name, last, text in (("scores", scores, classes, why), ("boxes", boxes, 4, "4 corners")):
+        if name not in outputs:
+            found.append(f"decoder.{role}: expected one of {', '.join(outputs)}, got {name!r}")
+        else:
+            found += _shape(name, outputs[name], (1, None, last), text)
+    return found
+
+
+def _shape(name: str, shape: Shape, wanted: Wanted, why: str) -> list[str]:
+    fits = len(shape) == len(wanted) and all(
+        w is None or h in (0, w) for w, h in zip(wanted, shape, strict=True)
+    )
+    if fits:
+        return []
+    want = ", ".join("N" if w is None else str(w) for w in wanted)
+    return [f"output {name!r}: expected [{want}] ({why}), got {list(shape)} (are the labels complete?)"]
