@@ -1,0 +1,5 @@
+import sys
+
+from skerry.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""`skerry bench`: speed and memory, measured side by side with the limit. Never part of the tests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `bench` and what it measures."""
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and memory on this machine",
+        description="Measure on this machine, several times, alternating with the limit it is compared to; "
+        "report medians. Machines are noisy: trust ratios of one run more than figures of two.",
+    )
+    kinds = bench.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    for name, text, func in (
+        ("pipeline", "the five-process suite against one hand-written script", _pipeline),
+        ("bus", "4 cameras x 15 fps x 300 objects a message through decision", _bus),
+        ("buffer", "durable appends against raw write + fdatasync", _buffer),
+        ("inference", "every installed runtime on one package", _inference),
+    ):
+        parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
+        parser.add_argument("--json", action="store_true", help="print one JSON object, the last line")
+        parser.add_argument(
+            "--runs", type=int, default=3, metavar="N", help="repetitions; medians are reported"
+        )
+        if name in ("pipeline", "inference"):
+            parser.add_argument(
+                "--package", type=Path, metavar="DIR", help="model package (default: the demo's)"
+            )
+        if name == "pipeline":
+            parser.add_argument(
+                "--video", type=Path, metavar="FILE", help="video (default: the belt, rendered)"
+            )
+            parser.add_argument(
+                "--seconds", type=float, default=30.0, metavar="S", help="length of the latency part"
+            )
+        if name == "bus":
+            parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of one run")
+        parser.set_defaults(func=lambda arguments, func=func: _report(func, arguments))
+
+
+def _report(measure: Callable[[argparse.Namespace], Figures], arguments: argparse.Namespace) -> int:
+    figures = measure(arguments)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        _print(figures)
+    return 0
+
+
+def _print(figures: Figures, indent: int = 0) -> None:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            print(f"{' ' * indent}{name}")
+            _print(value, indent + 2)
+        else:
+            shown = f"{value:.3g}" if isinstance(value, float) and abs(value) < 10 else value
+            shown = f"{value:.1f}" if isinstance(value, float) and abs(value) >= 10 else shown
+            print(f"{' ' * indent}{name:<32} {shown}")
+    sys.stdout.flush()
+
+
+def _pipeline(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_pipeline  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_pipeline.run(
+        video=arguments.video, package=arguments.package, runs=arguments.runs, seconds=arguments.seconds
+    )
+
+
+def _bus(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_bus  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_bus.run(seconds=arguments.seconds, runs=arguments.runs)
+
+
+def _buffer(_: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_buffer  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_buffer.run()
+
+
+def _inference(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_inference  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_inference.run(package=arguments.package, runs=arguments.runs)

@@ -1,0 +1,123 @@
+"""From a site to a plan: the processes that serve it, in terms of no platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skerry.buffer.settings import BufferSettings
+from skerry.capture.settings import CaptureSettings
+from skerry.decision.settings import DecisionSettings
+from skerry.deploy.site import Site
+from skerry.inference.settings import InferenceSettings
+from skerry.settings import BusSettings, ModuleSettings
+from skerry.uplink.settings import FileLinkSettings, UplinkSettings
+
+KINDS = ("capture", "inference", "decision", "buffer", "uplink")
+"""In the order of the data's flow, which is the order of draining."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a plan will run: paths and the bus as the processes will see them."""
+
+    state: str
+    frames: str
+    output: str
+    bus: BusSettings
+    log: str = "json"
+    cache: str = ""
+    """Folder that remembers what was measured on this device; empty: inside the state folder."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One process."""
+
+    module: str
+    """Name of the instance."""
+    kind: str
+    settings: ModuleSettings
+
+    @property
+    def settings_json(self) -> str:
+        """What goes into `SKERRY_SETTINGS`."""
+        return msgspec.json.encode(self.settings).decode()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Every process of a site, in the order of the data's flow."""
+
+    site: str
+    parts: tuple[Part, ...]
+
+    def of(self, kind: str) -> tuple[Part, ...]:
+        """The parts of one kind."""
+        return tuple(p for p in self.parts if p.kind == kind)
+
+
+def plan(site: Site, place: Place) -> Plan:
+    """Decide which processes serve a site and what each is told. Pure."""
+    cameras = tuple(c.name for c in site.cameras)
+    captures = site.captures or {"capture": cameras}
+
+    def shared(module: str, grace_s: float) -> dict[str, Any]:
+        return {
+            "site": site.site,
+            "module": module,
+            "bus": place.bus,
+            "state": str(Path(place.state) / module),
+            "log": place.log,
+            "log_level": site.log_level,
+            "grace_s": grace_s,
+        }
+
+    parts = [
+        Part(
+            module=module,
+            kind="capture",
+            settings=CaptureSettings(
+                **shared(module, 1.0),
+                frames=place.frames,
+                slots=site.frames.slots,
+                cameras=tuple(c for c in site.cameras if c.name in names),
+            ),
+        )
+        for module, names in captures.items()
+    ]
+    link = site.link
+    if isinstance(link, FileLinkSettings):
+        link = msgspec.structs.replace(link, path=str(Path(place.output) / link.path))
+    parts += [
+        Part(
+            module="inference",
+            kind="inference",
+            settings=InferenceSettings(
+                **shared("inference", 1.0),
+                frames=place.frames,
+                models=_models(site, cameras),
+                cache=place.cache,
+            ),
+        ),
+        Part(
+            module="decision",
+            kind="decision",
+            settings=DecisionSettings(
+                **shared("decision", 1.0), cameras=cameras, tracker=site.tracker, rules=site.rules
+            ),
+        ),
+        Part(
+            module="buffer",
+            kind="buffer",
+            settings=BufferSettings(**shared("buffer", 1.0), limit_bytes=site.buffer.bytes),
+        ),
+        Part(module="uplink", kind="uplink", settings=UplinkSettings(**shared("uplink", 0.7), link=link)),
+    ]
+    return Plan(site=site.site, parts=tuple(parts))
+
+
+def _models(site: Site, cameras: tuple[str, ...]) -> Any:
+    """The site's models, each with its cameras by name."""
+    named = {name for model in site.models for name in model.cameras}
+    rest = tuple(c for c in cameras if c not in named)
+    return tuple(m if m.cameras else msgspec.structs.replace(m, cameras=rest) for m in site.models)

@@ -1,0 +1,269 @@
+"""The site file: all that an integrator writes, parsed once, with every error at once.
+
+Paths of inputs (video, package) are relative to the site file; the path of a `file` link is relative
+to the output folder. `${name}` stands for an argument given with `--set name=value`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from skerry.capture.check import cameras_problems
+from skerry.capture.settings import Camera
+from skerry.decision.check import rule_problems
+from skerry.decision.settings import Rule, TrackerSettings
+from skerry.errors import ConfigError, PackageError
+from skerry.inference.settings import ModelUse
+from skerry.messages import Name
+from skerry.models.package import Package
+from skerry.models.package import load as load_package
+from skerry.settings import BusSettings, Problem, Settings, convert, problems
+from skerry.uplink.settings import FileLinkSettings, LinkSettings
+
+__all__ = ["Argument", "Site", "SiteBus", "load_site"]
+
+
+class Argument(Settings, frozen=True, kw_only=True):
+    """A value that the site file leaves open, given with `--set NAME=VALUE`."""
+
+    help: str = ""
+    kind: Literal["path", "text"] = "path"
+    """A `path` given on the command line is relative to the current folder."""
+    default: str | None = None
+    """Used when nothing is given; a path is then relative to the site file."""
+
+
+class SiteBus(BusSettings, frozen=True, kw_only=True):
+    """The broker: one that `skerry run` starts, or the one at `host`."""
+
+    host: str = ""
+    """Empty: `skerry run` starts a broker on the loopback interface."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """0: any free port for our own broker, 1883 for one that is named."""
+    broker: Literal["auto", "mosquitto", "amqtt"] = "auto"
+    """Which to start; `auto` takes Mosquitto where it is installed."""
+
+
+class FrameStoreSettings(Settings, frozen=True, kw_only=True):
+    """Where pixels wait."""
+
+    folder: str = ""
+    """A tmpfs folder; empty: one of this run's own under /dev/shm."""
+    slots: Annotated[int, Meta(ge=3, le=256)] = 8
+    """Frames that can wait per camera."""
+
+
+class BufferLimits(Settings, frozen=True, kw_only=True):
+    """How much the buffer may keep."""
+
+    bytes: Annotated[int, Meta(ge=32 * 1024 * 1024)] = 256 * 1024 * 1024
+
+
+class Site(Settings, frozen=True, kw_only=True):
+    """A site: cameras, models, rules, and the way out."""
+
+    site: Name
+    arguments: dict[str, Argument] = msgspec.field(default_factory=dict)
+    cameras: Annotated[tuple[Camera, ...], Meta(min_length=1)]
+    models: Annotated[tuple[ModelUse, ...], Meta(min_length=1)]
+    rules: tuple[Rule, ...] = ()
+    tracker: TrackerSettings = TrackerSettings()
+    captures: dict[str, tuple[Name, ...]] = msgspec.field(default_factory=dict)
+    """Several capture modules: name of the module to the cameras it opens. Default: one for all."""
+    frames: FrameStoreSettings = FrameStoreSettings()
+    buffer: BufferLimits = BufferLimits()
+    link: LinkSettings = FileLinkSettings(path="events.jsonl")
+    bus: SiteBus = SiteBus()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_site(path: Path, arguments: Mapping[str, str] | None = None) -> Site:
+    """Read, complete and check a site file.
+
+    Args:
+        path: the YAML file.
+        arguments: what `--set` gave.
+
+    Raises:
+        ConfigError: with every problem: syntax, types, unknown keys, names, labels, files.
+    """
+    raw = _read_yaml(path)
+    base = path.resolve().parent
+    found, raw = _fill_arguments(raw, dict(arguments or {}), base)
+    found += problems(Site, raw)
+    if not found:
+        site = _absolute(convert(Site, raw, path.name), base)
+        found += cross_problems(site)
+        if not found:
+            return site
+    raise ConfigError([f"{path.name}: {where}: {text}" for where, text in found])
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the site file: {reason}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "$"
+        raise ConfigError(f"{path.name}: {where}: expected YAML, got {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: $: expected YAML, got {error}") from error
+
+
+def _fill_arguments(raw: Any, given: dict[str, str], base: Path) -> tuple[list[Problem], Any]:
+    """Put arguments in the place of `${name}`; a problem for each that is unknown or missing."""
+    declared = raw.get("arguments", {}) if isinstance(raw, dict) else {}
+    found = problems(dict[str, Argument], declared, "$.arguments")
+    if found:
+        return [], raw  # the type check reports them
+    specs = msgspec.convert(declared, dict[str, Argument])
+    found = [
+        (f"--set {name}", f"unknown argument (known: {', '.join(sorted(specs)) or 'none'})")
+        for name in given
+        if name not in specs
+    ]
+    values: dict[str, str] = {}
+    for name, spec in specs.items():
+        if name in given:
+            values[name] = str(Path(given[name]).resolve()) if spec.kind == "path" else given[name]
+        elif spec.default is not None:
+            values[name] = str(base / spec.default) if spec.kind == "path" else spec.default
+        else:
+            found.append((f"$.arguments.{name}", f"expected --set {name}=VALUE, got nothing ({spec.help})"))
+            values[name] = "missing"
+    body = {k: v for k, v in raw.items() if k != "arguments"} if isinstance(raw, dict) else raw
+    unknown: list[Problem] = []
+    filled = _substitute(body, values, "$", unknown)
+    return found + unknown, filled
+
+
+def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Problem]) -> Any:
+    if isinstance(raw, dict):
+        return {k: _substitute(v, values, f"{path}.{k}", unknown) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [_substitute(v, values, f"{path}[{n}]", unknown) for n, v in enumerate(raw)]
+    if not isinstance(raw, str):
+        return raw
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in values:
+            unknown.append(
+                (path, f"expected a declared argument, got ${{{name}}} (declare it under arguments)")
+            )
+        return values.get(name, "")
+
+    return re.sub(r"\$\{(\w+)\}", value, raw)
+
+
+_INPUTS = frozenset({"path", "folder", "package", "password_file", "ca", "certificate", "key"})
+"""Settings that name a file or folder which is read."""
+
+
+def _absolute(site: Site, base: Path) -> Site:
+    """Resolve the paths of inputs against the site file's folder."""
+    replace = msgspec.structs.replace
+    link = site.link if isinstance(site.link, FileLinkSettings) else _resolved(site.link, base)
+    return replace(
+        site,
+        cameras=tuple(replace(c, source=_resolved(c.source, base)) for c in site.cameras),
+        models=tuple(_resolved(m, base) for m in site.models),
+        bus=_resolved(site.bus, base),
+        link=link,
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _resolved(settings: S, base: Path) -> S:
+    """The same settings with every input's path absolute."""
+    changes: dict[str, Any] = {}
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if name in _INPUTS and isinstance(value, str) and value:
+            changes[name] = str(base / value)
+        elif isinstance(value, Settings):
+            changes[name] = _resolved(value, base)
+    return msgspec.structs.replace(settings, **changes)
+
+
+def cross_problems(site: Site) -> list[Problem]:
+    """What types cannot see: names, references, labels, files."""
+    found = list(_name_problems(site))
+    found += cameras_problems(site.cameras, "$.cameras")
+    packages, package_problems = _packages(site)
+    labels = {name: package.labels for name, package in packages.items()}
+    attributes = {name: getattr(p.manifest.decoder, "attributes", ()) for name, p in packages.items()}
+    found += package_problems
+    found += rule_problems(site.rules, [c.name for c in site.cameras], labels, "$.rules", attributes)
+    return found
+
+
+def _name_problems(site: Site) -> Iterator[Problem]:
+    names = [c.name for c in site.cameras]
+    owners: dict[str, str] = {}
+    for module, cameras in site.captures.items():
+        for n, name in enumerate(cameras):
+            if name not in names:
+                yield f"$.captures.{module}[{n}]", f"no camera {name!r} (one of {', '.join(names)})"
+            elif name in owners:
+                yield f"$.captures.{module}[{n}]", f"{name!r} is opened by {owners[name]} already"
+            owners.setdefault(name, module)
+    if site.captures:
+        for name in dict.fromkeys(names):
+            if name not in owners:
+                yield "$.captures", f"expected every camera to be opened, {name!r} is not"
+    yield from _model_problems(site, names)
+
+
+def _model_problems(site: Site, names: list[str]) -> Iterator[Problem]:
+    served: dict[str, int] = {}
+    for n, model in enumerate(site.models):
+        for k, name in enumerate(model.cameras):
+            if name not in names:
+                yield f"$.models[{n}].cameras[{k}]", f"no camera {name!r} (one of {', '.join(names)})"
+            elif name in served:
+                yield (
+                    f"$.models[{n}].cameras[{k}]",
+                    f"{name!r} has model {served[name]} already (one a camera)",
+                )
+            served.setdefault(name, n)
+    rest = [n for n, model in enumerate(site.models) if not model.cameras]
+    if len(rest) > 1:
+        yield (
+            f"$.models[{rest[1]}].cameras",
+            f"expected cameras here, models[{rest[0]}] takes the rest already",
+        )
+    if not rest:
+        for name in dict.fromkeys(names):
+            if name not in served:
+                yield "$.models", f"expected a model for every camera, {name!r} has none"
+
+
+def _packages(site: Site) -> tuple[dict[str, Package], list[Problem]]:
+    """Each camera's model package; a problem for each package that cannot be read."""
+    packages: dict[str, Package] = {}
+    found: list[Problem] = []
+    named = {name for model in site.models for name in model.cameras}
+    for n, model in enumerate(site.models):
+        try:
+            package = load_package(Path(model.package))
+        except (ConfigError, PackageError) as error:
+            found += [(f"$.models[{n}].package", line) for line in str(error).splitlines()]
+            continue
+        for name in model.cameras or [c.name for c in site.cameras if c.name not in named]:
+            packages[name] = package
+    return packages, found
