@@ -173,7 +173,9 @@ def answers(port: int, timeout_s: float = 0.5) -> bool:
         with socket.create_connection((HOST, port), timeout_s) as connection:
             connection.settimeout(timeout_s)
             connection.sendall(_CONNECT)
-            answer = connection.recv(4)
+            answer = b""
+            while len(answer) < len(_CONNACK) and (piece := connection.recv(len(_CONNACK))):
+                answer += piece
             connection.sendall(_DISCONNECT)
             return answer == _CONNACK
     except OSError:

@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,10 +250,12 @@ class MqttBus:
             if not self._pump_until(lambda: self._acks > 0, client, deadline):
                 return False
 
-    def _pump_until(self, fact: Callable[[], bool], client: mqtt.Client, deadline: float) -> bool:
+    def _pump_until(
+        self, fact: Callable[[], bool], client: mqtt.Client, deadline: float, closing: bool = False
+    ) -> bool:
         while not fact():
             left = deadline - time.monotonic()
-            if self._lost or self._closing.is_set() or left <= 0:
+            if self._lost or left <= 0 or (self._closing.is_set() and not closing):
                 return False
             self._pump(client, left)
         return True
@@ -309,21 +312,20 @@ class MqttBus:
         return found
 
     def _finish(self, client: mqtt.Client) -> None:
-        """Send what is left, for at most a second, and say goodbye, so that the will is not sent."""
+        """Send what is left and say goodbye, so that the will is not sent; for at most a second."""
         deadline = time.monotonic() + _FLUSH_S
         with self._lock:
             self._connected = False
-        while not self._lost and time.monotonic() < deadline:
-            with self._lock:
-                self._room(client)
-                if not self._unacked and not client.want_write():
-                    break
-            self._pump(client, deadline - time.monotonic())
-            self._arrived.clear()
+        self._pump_until(lambda: self._sent_all(client), client, deadline, closing=True)
+        client.on_socket_close = partial(_drain, deadline)
         with self._lock:
             client.disconnect()
-        while client.socket() is not None and not self._lost and time.monotonic() < deadline:
-            self._pump(client, deadline - time.monotonic())
+        self._pump_until(lambda: client.socket() is None, client, deadline, closing=True)
+
+    def _sent_all(self, client: mqtt.Client) -> bool:
+        self._arrived.clear()
+        with self._lock:
+            return self._room(client) and not self._unacked and not client.want_write()
 
     def _drop(self) -> None:
         """Leave nothing of a connection behind."""
@@ -447,6 +449,20 @@ def _number(code: Any) -> int:
 
 def _send_at_once(_client: mqtt.Client, _data: object, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _drain(deadline: float, _client: mqtt.Client, _data: object, sock: Any) -> None:
+    """Read until the broker hangs up, or the deadline, in seconds of the monotonic clock.
+
+    A socket that is closed with unread bytes in it is reset, and a broker that meets the reset before it
+    has read our DISCONNECT sends the will all the same (seen with amqtt).
+    """
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(65536):
+                return
 
 
 def _ignore(*_: object) -> None:
