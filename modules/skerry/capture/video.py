@@ -260,9 +260,11 @@ class VideoFeed:
 
     def _missing_end(self) -> str:
         """What to say when the file stopped well before the end that it announces."""
-        if self._target.live or not self._stream.duration or not self._stream.time_base:
+        if self._target.live:
             return ""
-        announced_s = float(self._stream.duration * self._stream.time_base)
+        announced_s = (self._container.duration or 0) / av.time_base
+        if self._stream.duration and self._stream.time_base:
+            announced_s = float(self._stream.duration * self._stream.time_base)
         seen_s = (self._end_ns - self._offset_ns) / _S
         if seen_s > announced_s - max(1.0, 0.05 * announced_s):
             return ""
