@@ -17,9 +17,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from skerry.children import end, spawn
 from skerry.errors import ConfigError, Unavailable
@@ -192,6 +193,21 @@ def _free(port: int) -> bool:
     return True
 
 
+class _Steady(dict[Any, Any]):
+    """A dictionary that may change while it is iterated over.
+
+    amqtt 0.12.1 awaits inside loops over its subscriptions. When somebody subscribes meanwhile, the
+    session of a client that is just connecting dies with "dictionary changed size during iteration",
+    and what that client publishes from then on is acknowledged and lost.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self.keys()))
+
+    def items(self) -> Any:
+        return list(super().items())
+
+
 async def _embedded(port: int) -> None:
     """Be the broker until SIGTERM."""
     from amqtt.broker import Broker  # noqa: PLC0415 - only the embedded broker needs it
@@ -207,6 +223,7 @@ async def _embedded(port: int) -> None:
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
     )
+    broker._subscriptions = _Steady()  # noqa: SLF001 - see there
     await broker.start()
     await asked.wait()
     with contextlib.suppress(asyncio.TimeoutError):
