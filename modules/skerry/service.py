@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import structlog
 
@@ -276,8 +276,8 @@ def rss_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def configure_logging(form: str, level: str, module: str) -> None:
-    """Send structured logs to standard error: JSON in containers, colours on a terminal."""
+def configure_logging(form: str, level: str, module: str, sink: TextIO | None = None) -> None:
+    """Send structured logs to `sink`, else standard error: JSON in containers, colours on a terminal."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -291,6 +291,6 @@ def configure_logging(form: str, level: str, module: str) -> None:
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(sink or sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -33,6 +33,7 @@ from skerry.errors import SkerryError, Unavailable
 from skerry.ledger import CameraLedger, EventLedger, balanced
 from skerry.messages import Quantiles
 from skerry.mqtt import MqttBus
+from skerry.service import configure_logging
 from skerry.settings import BusSettings
 
 log = structlog.get_logger()
@@ -82,6 +83,7 @@ def run_site(site: Site, options: Options, console: Console) -> Result:
     with ExitStack() as stack:
         stack.enter_context(_signals(stop))
         out = stack.enter_context(_output_folder(options.out))
+        stack.enter_context(_own_log(out / "logs" / "run.log"))
         frames = stack.enter_context(_frames_folder(site, out))
         began = time.monotonic()
         broker = _broker(site, out)
@@ -111,7 +113,8 @@ def run_site(site: Site, options: Options, console: Console) -> Result:
         msgspec.json.format(result.as_json(), indent=2) + "\n", encoding="utf-8"
     )
     if finish_pictures is not None:
-        finish_pictures()
+        with console.status("drawing the contact sheet and the clip"):
+            finish_pictures()
     return result
 
 
@@ -216,6 +219,18 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _own_log(path: Path) -> Iterator[None]:
+    """The supervisor's log goes to a file, where it does not tear the screen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as sink:
+        configure_logging("json", "info", "run", sink)
+        try:
+            yield
+        finally:
+            configure_logging("console", "info", "run")
 
 
 @contextmanager

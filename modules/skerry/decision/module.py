@@ -167,6 +167,7 @@ class Decision:
             arrived_ms = (time.monotonic_ns() - message.captured_ns) / 1e6
             for _ in range(len(findings) - refused):
                 self._host.telemetry.latency("capture_to_event").add(arrived_ms)
+                self._host.telemetry.latency("beyond_session").add(arrived_ms - message.session_ms)
         self._host.telemetry.latency("evaluate").add((time.monotonic_ns() - started_ns) / 1e6)
         self._evaluated.append(time.monotonic())
 

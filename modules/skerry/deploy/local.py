@@ -74,15 +74,20 @@ class Child:
                 self.restarts += 1
                 self.start(now)
             return None
-        code = self.process.poll()
-        if code is None:
-            return None
-        if now - self._since > _HEALTHY_S:
-            self._delay = _BACKOFF_S[0]
-        self._due = now + self._delay
-        self._delay = min(2 * self._delay, _BACKOFF_S[1])
-        self.process = None
-        self.exits.append(code)
+        code = self.reap()
+        if code is not None:
+            if now - self._since > _HEALTHY_S:
+                self._delay = _BACKOFF_S[0]
+            self._due = now + self._delay
+            self._delay = min(2 * self._delay, _BACKOFF_S[1])
+        return code
+
+    def reap(self) -> int | None:
+        """Note its exit; returns the code when it has just exited, else None."""
+        code = self.process.poll() if self.process is not None else None
+        if code is not None:
+            self.process = None
+            self.exits.append(code)
         return code
 
     def last_error(self) -> str:
@@ -188,7 +193,7 @@ class Supervisor:
                 process.kill()
                 process.wait()
         for child in children:
-            child.tend(float("-inf"))
+            child.reap()
 
 
 def _command(part: Part) -> list[str]:

@@ -13,7 +13,7 @@ from skerry.decision.settings import DecisionSettings
 from skerry.deploy.site import Site
 from skerry.inference.settings import InferenceSettings
 from skerry.settings import BusSettings, ModuleSettings
-from skerry.uplink.settings import FileLinkSettings, UplinkSettings
+from skerry.uplink.settings import FileLink, UplinkSettings
 
 KINDS = ("capture", "inference", "decision", "buffer", "uplink")
 """In the order of the data's flow, which is the order of draining."""
@@ -86,7 +86,7 @@ def plan(site: Site, place: Place) -> Plan:
         for module, names in captures.items()
     ]
     link = site.link
-    if isinstance(link, FileLinkSettings):
+    if isinstance(link, FileLink):
         link = msgspec.structs.replace(link, path=str(Path(place.output) / link.path))
     parts += [
         Part(

@@ -25,7 +25,7 @@ from skerry.messages import Name
 from skerry.models.package import Package
 from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Problem, Settings, convert, problems
-from skerry.uplink.settings import FileLinkSettings, LinkSettings
+from skerry.uplink.settings import FileLink, Link
 
 __all__ = ["Argument", "Site", "SiteBus", "load_site"]
 
@@ -79,7 +79,7 @@ class Site(Settings, frozen=True, kw_only=True):
     """Several capture modules: name of the module to the cameras it opens. Default: one for all."""
     frames: FrameStoreSettings = FrameStoreSettings()
     buffer: BufferLimits = BufferLimits()
-    link: LinkSettings = FileLinkSettings(path="events.jsonl")
+    link: Link = FileLink(path="events.jsonl")
     bus: SiteBus = SiteBus()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -175,7 +175,7 @@ _INPUTS = frozenset({"path", "folder", "package", "password_file", "ca", "certif
 def _absolute(site: Site, base: Path) -> Site:
     """Resolve the paths of inputs against the site file's folder."""
     replace = msgspec.structs.replace
-    link = site.link if isinstance(site.link, FileLinkSettings) else _resolved(site.link, base)
+    link = site.link if isinstance(site.link, FileLink) else _resolved(site.link, base)
     return replace(
         site,
         cameras=tuple(replace(c, source=_resolved(c.source, base)) for c in site.cameras),
