@@ -32,8 +32,9 @@ class TrackerSettings(Settings, frozen=True, kw_only=True):
     """
     min_iou: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.1
     """Least overlap of a sighting with where its track is expected."""
-    same_iou: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.7
-    """Two boxes of one result that overlap this much are one object, whatever their labels; 1 is never."""
+    same_iou: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    """Two boxes of different labels that overlap this much are one object, and a track that overlaps a
+    confirmed one this much is not believed; 1 is never."""
     confirm_s: Seconds = 0.2
     """A track counts once it was sighted for this long; each sighting adds at most half of it."""
     lost_s: Positive = 1.0
@@ -179,7 +180,7 @@ class MotionRule(RuleSettings, frozen=True, kw_only=True, tag="motion"):
 
     slower: Positive = 0.02
     """Fractions of the picture per second."""
-    over_s: Positive = 0.5
+    over_s: Positive = 1.0
     """The speed is measured over this long."""
     empty: Literal["unknown", "stopped"] = "unknown"
     """What an empty zone means."""

@@ -46,6 +46,10 @@ _SAME_LABEL = 0.1
 _CONFIRMED = 0.05
 _SURE_IOU = 0.4
 """Boxes that overlap this much pair before any other does."""
+_SETTLED_IOU = 0.3
+_SETTLED_S = 0.5
+_FRESH_S = 0.3
+"""A track of `_SETTLED_S` that was seen less than `_FRESH_S` ago takes no sighting off its way."""
 _SIZES = 2.5
 """Without overlap, boxes pair only when their sides differ by less than this factor."""
 
@@ -130,6 +134,10 @@ class Track:
         found = self._means.get(name)
         return found[0] if found is not None else None
 
+    def settled(self, now_s: float) -> bool:
+        """Whether its way is known so well that a sighting off it is another object's."""
+        return self.confirmed and now_s - self.seen_s <= _FRESH_S and self.seen_s - self.first_s >= _SETTLED_S
+
     def expected(self, now_s: float, shared: Point | None) -> Box:
         """Where the box should be at `now_s`; out of sight it moves with what all move with."""
         passed = now_s - self.at_s
@@ -145,10 +153,7 @@ class Track:
         passed = moment.now_s - self.seen_s
         if passed > 0.0:
             self._steer(sighting.box, expected, passed, moment)
-            confirm_s = moment.settings.confirm_s
-            if not self.confirmed:
-                self.sighted_s += min(passed, confirm_s / 2.0)
-                self.confirmed = reached(self.sighted_s, confirm_s)
+            self.sighted_s += min(passed, moment.settings.confirm_s / 2.0)
         box = self.box = sighting.box
         self.x, self.y = (box[0] + box[2]) / 2.0, (box[1] + box[3]) / 2.0
         self.at_s = self.seen_s = moment.now_s
@@ -267,7 +272,7 @@ class Tracker:
         moment = Moment(now_s, since_s, self.settings)
         sightings = self._sightings(objects)
         expected = [track.expected(now_s, self._shared) for track in self.tracks]
-        owners = self._pair(sightings, expected)
+        owners = self._pair(sightings, expected, now_s)
         free = [True] * len(sightings)
         kept = []
         for track, box, n in zip(self.tracks, expected, owners, strict=True):
@@ -280,6 +285,7 @@ class Tracker:
             if not self._ended(track):
                 kept.append(track)
         self.tracks = kept
+        self._confirm()
         self._start([s for s, is_free in zip(sightings, free, strict=True) if is_free], moment)
         self._shared = self._agreed(now_s)
         return self.tracks
@@ -298,7 +304,7 @@ class Tracker:
         self.ignored += len(objects) - len(found)
         return merged(found, self.settings.same_iou)
 
-    def _pair(self, sightings: list[Sighting], expected: list[Box]) -> list[int]:
+    def _pair(self, sightings: list[Sighting], expected: list[Box], now_s: float) -> list[int]:
         """Index of each track's sighting, -1 where there is none; best pairs first.
 
         Sightings in the middle of where a track is expected are most of them and cheap to find; what they
@@ -314,20 +320,21 @@ class Tracker:
             for m, n in enumerate(owners):
                 if n < 0:
                     near = [n for n in grid.near(expected[m], reach) if free[n]]
-                    pairs += self._likely(m, expected[m], near, sightings, far=reach > 0.0)
+                    pairs += self._likely(m, expected[m], near, sightings, far=reach > 0.0, now_s=now_s)
             for _, n, m in sorted(pairs, reverse=True):
                 if free[n] and owners[m] < 0:
                     free[n], owners[m] = False, n
         return owners
 
     def _likely(
-        self, m: int, box: Box, near: list[int], sightings: list[Sighting], *, far: bool
+        self, m: int, box: Box, near: list[int], sightings: list[Sighting], *, far: bool, now_s: float
     ) -> list[tuple[float, int, int]]:
         """(likeness, sighting, track `m`) of the sightings near a box that may be the track's."""
         track = self.tracks[m]
         label = track.label
         bonus = 1.0 + _CONFIRMED if track.confirmed else 1.0
-        least = self.settings.min_iou if far else _SURE_IOU
+        settled = track.settled(now_s)
+        least = _SURE_IOU if not far else _SETTLED_IOU if settled else self.settings.min_iou
         found = []
         for n in near:
             sighting = sightings[n]
@@ -335,7 +342,7 @@ class Tracker:
             overlap = iou(sighting.box, box)
             if overlap >= least:
                 found.append((overlap + bonus + _SAME_LABEL if same else overlap + bonus, n, m))
-            elif far and same:
+            elif far and same and not settled:
                 likeness = closeness(sighting.box, box)
                 if likeness > 0.0:
                     found.append((likeness, n, m))
@@ -347,6 +354,17 @@ class Tracker:
             return True
         limit_s = self.settings.lost_s
         return track.unseen_s > (limit_s if track.confirmed else min(self.settings.confirm_s, limit_s))
+
+    def _confirm(self) -> None:
+        """Believe tracks that were sighted long enough, unless they shadow a confirmed one.
+
+        A box beside its object's own track, when detections scatter, would count the object twice.
+        """
+        confirm_s, same_iou = self.settings.confirm_s, self.settings.same_iou
+        ripe = [t for t in self.tracks if not t.confirmed and t.seen and reached(t.sighted_s, confirm_s)]
+        for track in ripe:
+            shadows = any(t.confirmed and iou(t.box, track.box) >= same_iou for t in self.tracks)
+            track.confirmed = not shadows
 
     def _start(self, sightings: list[Sighting], moment: Moment) -> None:
         for sighting in sightings:
@@ -418,7 +436,8 @@ def closeness(a: Box, b: Box) -> float:
 def merged(sightings: list[Sighting], same_iou: float) -> list[Sighting]:
     """One sighting for each spot: class-wise suppression upstream leaves a box for each class.
 
-    The strongest box stays; what weaker ones say of the label is kept for the vote.
+    The strongest box stays; what weaker ones say of the label is kept for the vote. Boxes of one label are
+    left alone: how near two of them may be was decided upstream.
     """
     if same_iou >= 1.0 or len(sightings) < 2:
         return sightings
@@ -434,7 +453,7 @@ def merged(sightings: list[Sighting], same_iou: float) -> list[Sighting]:
                 break
             if not -lean <= other.box[1] - top <= lean or j in absorbed or i in absorbed:
                 continue
-            if iou(one.box, other.box) >= same_iou:
+            if one.label != other.label and iou(one.box, other.box) >= same_iou:
                 strong, weak = (i, j) if one.score >= other.score else (j, i)
                 ordered[strong].others += [(ordered[weak].label, ordered[weak].score), *ordered[weak].others]
                 absorbed.add(weak)
