@@ -208,9 +208,9 @@ class CameraWorker:
                 self._end(session, feed.note)
                 return
             retry.succeeded()
-            media_ns = self._due(session, picture, pace)
-            if media_ns is not None:
-                self._capture(session, picture, media_ns)
+            when = self._due(session, picture, pace)
+            if when is not None:
+                self._capture(session, picture, *when)
 
     def _read(self, session: Session, feed: Feed) -> Picture | None:
         session.waiting_since = time.monotonic()
@@ -222,8 +222,13 @@ class CameraWorker:
                 self._skip("corrupt", feed.corrupt - session.corrupt_seen)
                 session.corrupt_seen = feed.corrupt
 
-    def _due(self, session: Session, picture: Picture, pace: RealTime) -> int | None:
-        """Wait until the frame is due; its media time, or None when it is not to be captured."""
+    def _due(self, session: Session, picture: Picture, pace: RealTime) -> tuple[int, int] | None:
+        """Wait until the frame is due.
+
+        Returns:
+            Its media time and the monotonic time at which it was there, in ns; None when it is not to be
+            captured.
+        """
         now = time.monotonic_ns()
         if self._live:
             moment = self._clock.of(picture.media_ns, now)
@@ -240,15 +245,18 @@ class CameraWorker:
             return None
         if self.window is not None:
             picture.load()
-            return media_ns if self._await_consumer(session, self.window) else None
-        if not self._live:
+            if not self._await_consumer(session, self.window):
+                return None
+            now = time.monotonic_ns()
+        elif not self._live:
             if pace.lead_ns(media_ns, now) is None:
                 self._skip("late")
                 return None
             picture.load()  # drawn before it is due: a camera's exposure is over when its frame comes
             lead = pace.lead_ns(media_ns, time.monotonic_ns())
             session.over.wait((lead or 0) / _S)
-        return None if session.over.is_set() else media_ns
+            now = time.monotonic_ns()
+        return None if session.over.is_set() else (media_ns, now)
 
     def _await_consumer(self, session: Session, window: Window) -> bool:
         """Wait until one more frame may be sent to whoever resolves it; whether to go on."""
@@ -266,9 +274,9 @@ class CameraWorker:
                 return True
         return False
 
-    def _capture(self, session: Session, picture: Picture, media_ns: int) -> None:
+    def _capture(self, session: Session, picture: Picture, media_ns: int, captured_ns: int) -> None:
         """Pixels into a slot, the count, then the reference: a kill in between shows as a jump."""
-        captured_ns, moment = time.monotonic_ns(), time.time()
+        moment = time.time() - (time.monotonic_ns() - captured_ns) / _S
         geometry = Geometry.of(self.camera, picture.width, picture.height, picture.upright)
         with self._lock:
             if session.over.is_set():
