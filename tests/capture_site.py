@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from pathlib import Path
 
@@ -36,8 +37,11 @@ class Site:
         self.said: list[CameraStatus] = []
         self.resolve = True
         self.in_hand = self.most_in_hand = 0
+        self._counting = threading.Lock()
         self.numbers = False
         self._reader = RingReader(self.frames)
+        self._to_answer: queue.SimpleQueue[FrameRef] = queue.SimpleQueue()
+        threading.Thread(target=self._infer, daemon=True).start()
         self.other.subscribe(FRAMES, self._look)
         self.other.subscribe(CAMERAS, self.said.append)
 
@@ -74,14 +78,21 @@ class Site:
             self.pixels = pixels.copy()
             if self.numbers:
                 self.shown.append(number_of(pixels))
-        self.in_hand += 1
-        self.most_in_hand = max(self.most_in_hand, self.in_hand)
+        with self._counting:
+            self.in_hand += 1
+            self.most_in_hand = max(self.most_in_hand, self.in_hand)
         if self.resolve and ref.keep:
-            threading.Timer(0.001, self.answer, (ref,)).start()
+            self._to_answer.put(ref)
 
-    def answer(self, ref: FrameRef) -> None:
+    def _infer(self) -> None:
+        """Stands for inference: answers in order, on a thread of its own."""
+        while True:
+            self._answer(self._to_answer.get())
+
+    def _answer(self, ref: FrameRef) -> None:
         """Say that the frame was inferred."""
-        self.in_hand -= 1
+        with self._counting:
+            self.in_hand -= 1
         result = Detections(
             camera=ref.camera, number=ref.number, sequence=ref.number, status="ok", time=ref.time,
             captured_ns=ref.captured_ns, media_ns=ref.media_ns, inferred_ns=ref.captured_ns,
