@@ -38,7 +38,7 @@ class PackageError(SkerryError):
     exit_code = 65
 
 
-class Unavailable(SkerryError):
+class Unavailable(SkerryError):  # noqa: N818 - a state of the world, not a mistake
     """Something outside is not there now: a camera, a broker, a folder, a device."""
 
     exit_code = 69
@@ -48,9 +48,9 @@ class LinkDown(Unavailable):
     """The far end did not confirm the batch in time; sending it again is right."""
 
 
-class Rejected(SkerryError):
+class Rejected(SkerryError):  # noqa: N818 - what the far end says
     """The far end will never take these records as they are."""
 
 
-class FrameGone(SkerryError):
+class FrameGone(SkerryError):  # noqa: N818 - expected in normal work
     """The writer has reused the slot: the reader was too slow for this frame."""

@@ -61,6 +61,8 @@ def serve(host: Host, address: str, port: int) -> int:
     registry.register(TelemetryCollector(host))
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds for one request: who sends nothing does not hold a thread for ever
+
         def do_GET(self) -> None:
             status, kind, body = _answer(host, registry, self.path)
             self.send_response(status)
@@ -69,7 +71,7 @@ def serve(host: Host, address: str, port: int) -> int:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             log.debug("http.request", line=format % args)
 
     try:

@@ -10,6 +10,7 @@ others. That is why the balance can fail, and why it means something when it doe
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -18,11 +19,19 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import msgspec
+import structlog
+
+from skerry.errors import Unavailable
 
 _SLOT = 128 * 1024
 _HEADER = struct.Struct("<QII")  # generation, payload length, crc32 of generation and payload
+
+_TRIES = 100
+
+log = structlog.get_logger()
 
 
 class Tally:
@@ -33,21 +42,26 @@ class Tally:
     so counts (not events) may be up to some seconds old after a power cut. Thread-safe.
 
     Args:
-        path: the file; made if missing, with its folder.
+        path: the file; made if missing, with its folder. One whose two slots are both damaged (a
+            disk fault, a power cut) is started again from zero, which is logged.
+
+    Raises:
+        Unavailable: the file cannot be made or written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            os.posix_fallocate(descriptor, 0, 2 * _SLOT)
-            self._map = mmap.mmap(descriptor, 2 * _SLOT)
-        finally:
-            os.close(descriptor)
+            self._map = _mapped(path)
+        except OSError as error:
+            raise Unavailable(
+                f"{path}: cannot keep the tally: {error.strerror} (make room, or make it writable)"
+            ) from error
         self._lock = threading.Lock()
         self._generation, self._counts = _newest(self._map)
+        if not self._generation and _written(self._map):
+            log.error("tally.unreadable", path=str(path), consequence="its counts start at zero")
 
-    def __enter__(self) -> Tally:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -95,12 +109,36 @@ class Tally:
 
 
 def read_tally(path: Path) -> dict[str, int]:
-    """The counts in a tally's file, without opening it for writing; empty when it is not there."""
+    """The counts in a tally's file, without opening it for writing; empty when it is not there.
+
+    A writer at full speed can change both slots during one read, so a read that makes no sense is
+    made again.
+    """
     try:
-        content = path.read_bytes()
+        for _ in range(_TRIES):
+            content = path.read_bytes()
+            generation, counts = _newest(content)
+            if generation or not _written(content):
+                return counts
     except FileNotFoundError:
         return {}
-    return _newest(content)[1]
+    log.error("tally.unreadable", path=str(path), consequence="its counts are taken for zero")
+    return {}
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        os.posix_fallocate(descriptor, 0, 2 * _SLOT)
+        return mmap.mmap(descriptor, 2 * _SLOT)
+    finally:
+        os.close(descriptor)
+
+
+def _written(content: bytes | mmap.mmap) -> bool:
+    """Whether anything was ever written."""
+    return any(any(content[at : at + _HEADER.size]) for at in (0, _SLOT))
 
 
 def _crc(generation: int, payload: bytes) -> int:
@@ -116,7 +154,8 @@ def _newest(content: bytes | mmap.mmap) -> tuple[int, dict[str, int]]:
         generation, length, crc = _HEADER.unpack(content[at : at + _HEADER.size])
         payload = content[at + _HEADER.size : at + _HEADER.size + min(length, _SLOT)]
         if generation > best[0] and len(payload) == length and _crc(generation, payload) == crc:
-            best = generation, msgspec.json.decode(payload, type=dict[str, int])
+            with contextlib.suppress(msgspec.DecodeError):  # a whole slot of another program
+                best = generation, msgspec.json.decode(payload, type=dict[str, int])
     return best
 
 

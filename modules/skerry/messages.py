@@ -21,7 +21,10 @@ Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 """A position as a share of the frame's width or height."""
 
 Count = Annotated[int, Meta(ge=0)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+$", min_length=1, max_length=64)]
+NAME = r"^[A-Za-z0-9_-]+$(?!\n)"
+"""Python's `$` also matches before a last line feed, JSON Schema's does not; this says the same in both."""
+
+Name = Annotated[str, Meta(pattern=NAME, min_length=1, max_length=64)]
 """The name of a site, module, camera, rule or model; it becomes one level of a topic."""
 
 Lane = Literal["alarm", "event", "telemetry", "bulk"]
@@ -101,8 +104,9 @@ class Detections(Message, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A CloudEvents 1.0 event (structured JSON), with `lane`, `epoch`, `seq`, `bootid` and `monotonic` as extensions.
+    """A CloudEvents 1.0 event (structured JSON).
 
+    Its extensions are `lane`, `epoch`, `seq`, `bootid` and `monotonic`.
     `(source, epoch, seq)` names a record for ever: `epoch` is drawn once per life of the producer's
     outbox and `seq` is dense in it from 1. `id` is `<epoch>-<seq>`.
 

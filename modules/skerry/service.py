@@ -6,6 +6,7 @@ bus, signals, status with a last will, metrics, health endpoints, the watchdog a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TextIO, TypeVar
 
 import structlog
@@ -197,11 +199,13 @@ def main(kind: str, settings_type: type[S], run: Run[S]) -> int:
         _serve(kind, settings, run)
     except ConfigError as error:
         for problem in error.problems:
-            log.error("config.wrong", problem=problem)
+            log.error("config.wrong", problem=problem)  # noqa: TRY400 - says where, what and what to do
             print(problem, file=sys.stderr)
         return error.exit_code
     except SkerryError as error:
-        log.error("module.failed", error=str(error), kind=type(error).__name__)
+        log.error(  # noqa: TRY400 - raised on purpose: its text says all
+            "module.failed", error=str(error), kind=type(error).__name__
+        )
         return error.exit_code
     except Exception as error:
         log.exception("module.crashed", error=str(error))
@@ -215,29 +219,40 @@ def _serve(kind: str, settings: S, run: Run[S]) -> None:
     bus = MqttBus(settings.bus, settings.site, settings.module, will=(STATUS, last_will(settings, kind)))
     try:
         host = Host(settings, kind, bus)
+        # Not Event.set: a handler that interrupts Event.wait on this thread would wait for its own lock.
+        asked: SimpleQueue[int] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: host.stopping.set())
+            signal.signal(number, lambda received, _: asked.put(received))
         bus.on_connect(lambda: host.announce(always=True))
         bus.connect()
-        threading.Thread(target=_watch, args=(host,), name="watchdog", daemon=True).start()
+        threading.Thread(target=_watch, args=(host, asked), name="watchdog", daemon=True).start()
         threading.Thread(target=_report, args=(host,), name="metrics", daemon=True).start()
         if settings.http_port is not None:
             from skerry.health import serve  # noqa: PLC0415 - costs memory, and only where it is asked for
 
             serve(host, settings.http_host, settings.http_port)
         log.info("module.started", kind=kind, version=__version__, pid=os.getpid())
-        run(settings, bus, host)
+        try:
+            run(settings, bus, host)
+        except Exception as error:
+            host.goodbye(f"{type(error).__name__}: {error}")
+            raise
         host.goodbye()
         log.info("module.stopped", kind=kind)
     finally:
         bus.close()
 
 
-def _watch(host: Host) -> None:
-    """End the process when its main loop stalls or outlives its grace: supervisors act only on exits."""
+def _watch(host: Host, asked: SimpleQueue[int]) -> None:
+    """Pass on signals; end the process when its main loop stalls or outlives its grace.
+
+    Ending it is all there is to do: supervisors act only on exits.
+    """
     stopping_since: float | None = None
     while True:
-        time.sleep(0.25)
+        with contextlib.suppress(Empty):
+            log.info("module.stopping", signal=signal.Signals(asked.get(timeout=0.25)).name)
+            host.stopping.set()
         if host.stopping.is_set() and stopping_since is None:
             stopping_since = time.monotonic()
         if stopping_since is not None and time.monotonic() - stopping_since > host.settings.grace_s + 1:
@@ -250,7 +265,11 @@ def _watch(host: Host) -> None:
 
 def _report(host: Host) -> None:
     while not host.stopping.wait(_METRICS_EVERY_S):
-        host.publish_metrics()
+        try:
+            host.publish_metrics()
+        except Exception as error:
+            # A wrong gauge must not end the metrics for good.
+            log.exception("metrics.failed", error=str(error))
 
 
 def _writable(folder: Path) -> Path:
@@ -262,7 +281,8 @@ def _writable(folder: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise Unavailable(
-            f"{folder}: cannot write the state folder: {error.strerror} (make it writable for uid {os.getuid()})"
+            f"{folder}: cannot write the state folder: {error.strerror} "
+            f"(make it writable for uid {os.getuid()})"
         ) from error
     return folder
 

@@ -18,11 +18,13 @@ import msgspec
 from msgspec import Meta, inspect
 
 from skerry.errors import ConfigError
-from skerry.messages import Name
+from skerry.messages import NAME, Name
 
 T = TypeVar("T")
 Problem = tuple[str, str]
 """(path, message), e.g. ("$.cameras[0].fps", "expected a number above 0, got -5")."""
+
+_Listed = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -124,7 +126,7 @@ def _walk(want: inspect.Type, raw: object, path: str) -> Iterator[Problem]:
             yield from _walk_struct(want, raw, path)
         case inspect.UnionType():
             yield from _walk_union(want, raw, path)
-        case inspect.ListType() | inspect.VarTupleType():
+        case inspect.ListType() | inspect.VarTupleType() | inspect.SetType() | inspect.FrozenSetType():
             yield from _walk_list(want, raw, path)
         case inspect.TupleType(item_types=items):
             if not isinstance(raw, list | tuple) or len(raw) != len(items):
@@ -194,7 +196,7 @@ def _walk_tagged(tagged: dict[Any, inspect.StructType], raw: dict[Any, Any], pat
     field = next(iter(tagged.values())).tag_field or "type"
     names = [str(t) for t in tagged]
     tag = raw.get(field)
-    if tag not in tagged:
+    if not isinstance(tag, str | int) or tag not in tagged:
         yield (
             f"{path}.{field}",
             f"expected one of {', '.join(names)}, got {_show(tag)}" + _suggest(str(tag), names),
@@ -203,7 +205,7 @@ def _walk_tagged(tagged: dict[Any, inspect.StructType], raw: dict[Any, Any], pat
     yield from _walk_struct(tagged[tag], raw, path)
 
 
-def _walk_list(want: inspect.ListType | inspect.VarTupleType, raw: object, path: str) -> Iterator[Problem]:
+def _walk_list(want: _Listed, raw: object, path: str) -> Iterator[Problem]:
     if not isinstance(raw, list | tuple):
         yield path, f"expected a list, got {_show(raw)}"
         return
@@ -219,7 +221,13 @@ def _same_shape(want: inspect.Type, raw: object) -> bool:
     match want:
         case inspect.StructType() | inspect.DictType():
             return isinstance(raw, dict)
-        case inspect.ListType() | inspect.TupleType() | inspect.VarTupleType():
+        case (
+            inspect.ListType()
+            | inspect.TupleType()
+            | inspect.VarTupleType()
+            | inspect.SetType()
+            | inspect.FrozenSetType()
+        ):
             return isinstance(raw, list | tuple)
         case _:
             return not isinstance(raw, dict | list | tuple)
@@ -231,8 +239,7 @@ def _fits(want: inspect.Type, raw: object) -> bool:
         case inspect.BoolType():
             return isinstance(raw, bool)
         case inspect.IntType():
-            whole = isinstance(raw, int) or (isinstance(raw, float) and raw.is_integer())
-            return whole and not isinstance(raw, bool) and _within(want, raw)
+            return isinstance(raw, int) and not isinstance(raw, bool) and _within(want, raw)
         case inspect.FloatType():
             number = isinstance(raw, int | float) and not isinstance(raw, bool)
             return number and math.isfinite(raw) and _within(want, raw)
@@ -275,12 +282,18 @@ def _describe(want: inspect.Type) -> str:
         case inspect.FloatType() as number:
             return f"a number{_bounds(number)}"
         case inspect.StrType(pattern=pattern, max_length=longest):
-            if pattern == r"^[A-Za-z0-9_-]+$":
+            if pattern == NAME:
                 return f"a name (letters, digits, - and _; at most {longest or 64})"
             return f"text that matches {pattern}" if pattern else "text"
         case inspect.LiteralType(values=values):
             return f"one of {', '.join(str(v) for v in values)}"
-        case inspect.ListType() | inspect.VarTupleType() | inspect.TupleType():
+        case (
+            inspect.ListType()
+            | inspect.VarTupleType()
+            | inspect.TupleType()
+            | inspect.SetType()
+            | inspect.FrozenSetType()
+        ):
             return "a list"
         case inspect.NoneType():
             return "null"
