@@ -322,11 +322,13 @@ def watched(worker: CameraWorker) -> Iterator[None]:
     thread = threading.Thread(target=loop)
     worker.start()
     thread.start()
-    yield
-    done.set()
-    thread.join()
-    worker.end()
-    worker.stop(1)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        worker.end()
+        worker.stop(1)
 
 
 def test_source_that_hangs_is_degraded_left_behind_and_opened_again(site):

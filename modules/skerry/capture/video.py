@@ -186,6 +186,9 @@ class VideoFeed:
         self._stream.thread_type = target.threads
         if target.live:
             self._stream.codec_context.flags |= Flags.low_delay
+        tick, rate = self._stream.time_base, self._stream.average_rate
+        self._tick = (tick.numerator, tick.denominator) if tick else (1, 1000)
+        self._step_ns = round(_S / rate) if rate else 0
         self._first_pts: int | None = None
         self._frames_in_round = 0
         self._frames = self._decode()
@@ -246,17 +249,19 @@ class VideoFeed:
 
     def _media_ns(self, frame: av.VideoFrame) -> int | None:
         """Presentation time since the beginning; over the loops of a file it goes on."""
-        if frame.pts is None or frame.time_base is None:
+        if frame.pts is None:
             return None
         if self._first_pts is None:
             self._first_pts = frame.pts
-        here = round((frame.pts - self._first_pts) * frame.time_base * _S)
-        rate = self._stream.average_rate or self._stream.base_rate
-        step = round(_S / rate) if rate else 0
-        if frame.duration:
-            step = round(frame.duration * frame.time_base * _S)
+        here = self._ns(frame.pts - self._first_pts)
+        step = self._ns(frame.duration) if frame.duration else self._step_ns
         self._end_ns = max(self._end_ns, self._offset_ns + here + step)
         return self._offset_ns + here
+
+    def _ns(self, ticks: int) -> int:
+        """Ticks of the stream's clock in nanoseconds. In whole numbers: fractions took 0.05 ms a frame."""
+        numerator, denominator = self._tick
+        return (ticks * numerator * _S + denominator // 2) // denominator
 
     def _missing_end(self) -> str:
         """What to say when the file stopped well before the end that it announces."""
