@@ -22,6 +22,7 @@ class Inbox(Generic[T]):
         self.depth = depth
         self._waiting: OrderedDict[str, deque[tuple[T, bool]]] = OrderedDict()
         self._changed = threading.Condition()
+        self._wakes = 0
 
     def __len__(self) -> int:
         with self._changed:
@@ -50,9 +51,15 @@ class Inbox(Generic[T]):
             return displaced
 
     def get(self, timeout_s: float) -> T | None:
-        """Take the oldest item of the key that has waited for its turn longest; None on time-out."""
+        """Take the oldest item of the key that has waited for its turn longest.
+
+        Returns:
+            None when nothing came in time, or when `wake` was called meanwhile.
+        """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting, timeout_s):
+            wakes = self._wakes
+            self._changed.wait_for(lambda: self._waiting or self._wakes != wakes, timeout_s)
+            if not self._waiting:
                 return None
             key, queue = next(iter(self._waiting.items()))
             item, _ = queue.popleft()
@@ -62,6 +69,7 @@ class Inbox(Generic[T]):
             return item
 
     def wake(self) -> None:
-        """Let a waiting `get` look again (it returns None when there is still nothing)."""
+        """End every wait in `get` now."""
         with self._changed:
+            self._wakes += 1
             self._changed.notify_all()
