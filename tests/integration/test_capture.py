@@ -19,6 +19,7 @@ import needs
 from capture_site import Site, gate
 from footage import SIZE, write_images, write_video
 from needs import mosquitto as needs_mosquitto
+from skerry.bus import MemoryBroker, MemoryBus
 from skerry.capture import module
 from skerry.capture.camera import CameraWorker
 from skerry.capture.feed import ArrayPicture
@@ -134,6 +135,29 @@ def test_fast_source_loses_nothing_to_a_broken_connection(site, films):
         eventually(lambda: len(site.refs) >= held + 60)
     assert [ref.number for ref in site.refs] == list(range(1, len(site.refs) + 1))
     assert site.shown == [n % 60 for n in range(len(site.refs))]
+
+
+class FullBus(MemoryBus):
+    """A bus whose client's own queue is full every other time."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self._attempts = 0
+
+    def publish(self, channel, message, key="") -> bool:
+        if channel is FRAMES:
+            self._attempts += 1
+            if self._attempts % 2:
+                return False
+        return super().publish(channel, message, key)
+
+
+def test_fast_source_sends_a_frame_again_that_the_client_did_not_take(site, films):
+    site.numbers = True
+    with running(run, site.settings(gate(film(films, pace="fast"), fps=10)), FullBus(site.broker)):
+        eventually(lambda: site.state() == "ended", 30)
+    assert [ref.number for ref in site.refs] == list(range(1, 21))
+    assert site.shown == list(range(0, 60, 3))
 
 
 def test_paced_source_goes_on_without_a_connection_and_numbers_show_the_gap(site):
@@ -278,12 +302,13 @@ def test_ring_grows_with_the_picture(site, films):
     assert site.refs[0].ring != site.refs[2].ring == site.refs[3].ring
 
 
-def test_rings_of_a_killed_capture_are_removed_at_the_start(site):
+def test_rings_of_a_killed_capture_are_removed_before_any_camera_delivers(site):
     site.frames.mkdir()
     (site.frames / "old.0123456789abcdef.ring").write_bytes(bytes(8192))
-    with running(run, site.settings(gate(SCENE)), site.bus):
-        eventually(lambda: site.refs)
-        assert {path.name for path in site.frames.iterdir()} == {site.refs[0].ring}
+    dead = {"kind": "file", "path": "/nowhere/film.mp4"}
+    with running(run, site.settings(gate(dead)), site.bus):
+        eventually(lambda: site.state() == "degraded")
+        assert list(site.frames.iterdir()) == []
 
 
 class StuckFeed:

@@ -39,6 +39,17 @@ def test_camera_that_drops_the_connection_is_opened_again(site):
     assert_dense(site)
 
 
+def test_waits_begin_small_again_once_a_camera_has_delivered(site):
+    backoff = {"first_s": 0.05, "factor": 10, "longest_s": 1000}  # the fourth wait in a row takes 25 s
+    with (
+        MjpegCamera() as camera,
+        running(run, site.settings(gate(source(camera), backoff=backoff)), site.bus),
+    ):
+        for connection in range(1, 7):
+            eventually(lambda n=connection: camera.connections == n and site.state() == "live", 20)
+            camera.dropped.set()
+
+
 def test_camera_that_freezes_is_degraded_and_live_again_when_it_goes_on(site):
     with MjpegCamera() as camera, running(run, site.settings(gate(source(camera), stall_s=0.5)), site.bus):
         eventually(lambda: len(site.refs) > 5, 30)
