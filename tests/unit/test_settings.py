@@ -34,7 +34,7 @@ class Sample(Settings, frozen=True, kw_only=True):
     on: bool = False
     text: Annotated[str, Meta(min_length=1, max_length=3, pattern="^[a-z]*$")] = "a"
     pair: tuple[float, float] = (0.0, 0.0)
-    table: dict[str, int] = {}
+    table: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
     figure: Circle | Square | None = None
     choice: Literal["p", "q", 1] | None = None
     number_or_text: int | str | None = None
