@@ -25,7 +25,9 @@ Floats = npt.NDArray[np.float32]
 
 VERSION = "1.0.0"
 OPSET = 17
-IOU_THRESHOLD = 0.5
+IOU_THRESHOLD = 0.4
+MOST_AT_ONCE = 16
+"""Pictures of several cameras that a site may put into one run."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ def export(network: Detector, path: Path) -> None:
             dynamo=False,
         )
     model = onnx.load(path)
+    _, cells, outputs = model.graph.output[0].type.tensor_type.shape.dim
+    cells.dim_value, outputs.dim_value = CELLS, OUTPUTS
+    for node in model.graph.node:
+        node.ClearField("doc_string")
     onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
 
 
 class Exported:
@@ -110,6 +117,7 @@ def write_manifest(folder: Path, score_threshold: float) -> None:
             "mean": [0, 0, 0],
             "scale": [255, 255, 255],
             "pad": 114,
+            "batch": MOST_AT_ONCE,
         },
         "outputs": [{"name": "detections", "shape": [1, CELLS, OUTPUTS]}],
         "decoder": {

@@ -32,6 +32,9 @@ FIELDS = 7
 SHOWN = 0.25
 """A part of which less is visible is neither asked for nor held against a detector."""
 
+SLIVER = 0.12
+"""A part of which less is visible need not be told from the belt."""
+
 WHOLE = 0.9
 """A defect is asked for only where this share of the part is visible: it may be on the hidden rest."""
 

@@ -49,7 +49,7 @@ _METALS = (
 )
 _PITCH = 6.2
 _CRACK = 6.4
-_BITE = {"bolt": 16.0, "nut": 17.5, "washer": 19.0}
+_BITE = {"bolt": 17.0, "nut": 17.5, "washer": 19.0}
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def _bite_centre(part: Part, rng: np.random.Generator) -> tuple[float, float]:
     if part.kind == "bolt":
         side = rng.choice([-1.0, 1.0])
         if rng.random() < 0.5:
-            return -BOLT_LENGTH / 2.0 + rng.uniform(6.0, 12.0), side * (BOLT_HEAD / 2.0 - 4.0)
-        return rng.uniform(-4.0, 22.0), side * (BOLT_SHANK + 4.5)
+            return -BOLT_LENGTH / 2.0 + rng.uniform(6.0, 12.0), side * (BOLT_HEAD / 2.0 - 6.0)
+        return rng.uniform(-4.0, 22.0), side * (BOLT_SHANK + 3.5)
     radius = NUT_FLATS / 2.0 + 0.5 if part.kind == "nut" else WASHER_OUTER - 1.0
     bearing = rng.uniform(0.0, 2.0 * math.pi)
     return radius * math.cos(bearing), radius * math.sin(bearing)
