@@ -16,7 +16,6 @@ See docs/adr/0002-mqtt-3.1.1-and-both-paho-majors.md.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import select
 import socket
@@ -96,9 +95,11 @@ class MqttBus:
         self._acks = 0
         self._misc_at = 0.0
         self._closing = threading.Event()
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
         self._make_client()  # what is wrong with the settings is said now, not on the thread
+        self._woken, self._waker = socket.socketpair()  # sockets, not a pipe: safe to use once closed
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
 
     @property
     def connected(self) -> bool:
@@ -149,7 +150,9 @@ class MqttBus:
     def close(self) -> None:
         self._closing.set()
         self._wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.ident is None:
+            self._forget()
+        elif self._thread is not threading.current_thread():
             self._thread.join(_FLUSH_S + 1.0)
 
     def _room(self, client: mqtt.Client) -> bool:
@@ -174,18 +177,24 @@ class MqttBus:
         self._lost = self._lost or reason or "closed by the broker"
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake; closed: it is gone
-            os.write(self._wake_w, b"\0")
+        with contextlib.suppress(OSError):  # full: it is awake; closed: it is gone
+            self._waker.send(b"\0")
 
     def _run(self) -> None:
+        try:
+            self._keep_connected()
+        finally:
+            self._forget()
+
+    def _keep_connected(self) -> None:
         """Connect, serve, wait, again; until closed."""
         attempt = short_lived = 0
         while not self._closing.is_set():
             began = time.monotonic()
             try:
                 came_up = self._serve()
-            except (OSError, ValueError, ConfigError) as error:
-                came_up, self._lost = self._connected, str(error) or type(error).__name__
+            except Exception as error:  # noqa: BLE001 - whatever a broker does, this thread goes on
+                came_up, self._lost = self._connected, f"{type(error).__name__}: {error}"
             finally:
                 self._drop()
             if self._closing.is_set():
@@ -269,14 +278,14 @@ class MqttBus:
                 return
             poller = select.poll()
             poller.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-            poller.register(self._wake_r, select.POLLIN)
+            poller.register(self._woken, select.POLLIN)
             # TLS may hold decrypted bytes that no poll will ever report.
             held = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
             fd = sock.fileno()
         ready = dict(poller.poll(0 if held else min(timeout_s, 1.0) * 1000))
-        if self._wake_r in ready:
+        if self._woken.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_r, 4096)
+                self._woken.recv(4096)
         with self._lock:
             if held or fd in ready:
                 client.loop_read()
@@ -335,9 +344,10 @@ class MqttBus:
             sock = client.socket() if client else None
         if sock is not None:
             sock.close()
-        if self._closing.is_set():
-            os.close(self._wake_w)
-            os.close(self._wake_r)
+
+    def _forget(self) -> None:
+        self._woken.close()
+        self._waker.close()
 
     @property
     def _id(self) -> str:
