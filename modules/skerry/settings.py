@@ -305,15 +305,28 @@ def _describe(want: inspect.Type) -> str:
 
 def _bounds(want: inspect.IntType | inspect.FloatType) -> str:
     low = (
-        f"above {want.gt:g}" if want.gt is not None else f"{want.ge:g} or more" if want.ge is not None else ""
+        f"above {_plain(want.gt)}"
+        if want.gt is not None
+        else f"{_plain(want.ge)} or more"
+        if want.ge is not None
+        else ""
     )
     high = (
-        f"below {want.lt:g}" if want.lt is not None else f"at most {want.le:g}" if want.le is not None else ""
+        f"below {_plain(want.lt)}"
+        if want.lt is not None
+        else f"at most {_plain(want.le)}"
+        if want.le is not None
+        else ""
     )
     if want.ge is not None and want.le is not None:
-        return f" from {want.ge:g} to {want.le:g}"
+        return f" from {_plain(want.ge)} to {_plain(want.le)}"
     text = " and ".join(part for part in (low, high) if part)
     return f" {text}" if text else ""
+
+
+def _plain(number: float) -> str:
+    """33554432, not 3.35544e+07."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _show(raw: object) -> str:
