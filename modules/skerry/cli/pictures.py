@@ -40,7 +40,8 @@ _FPS = 15.0  # frames a second of media time that are kept
 _SHOWN_S = 2.0  # how long an event's line stays in the clip
 _CELLS = (4, 3)  # contact sheet: columns, rows
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_ALARM, _INK, _PAPER = (60, 60, 235), (245, 245, 245), (24, 24, 24)
+_LINE_HEIGHT, _STRIP_EVENTS = 22, 3
+_ALARM, _EVENT, _INK, _PAPER = (60, 60, 235), (120, 90, 30), (245, 245, 245), (24, 24, 24)
 _PALETTE = (
     (231, 180, 86), (0, 158, 230), (115, 158, 0), (66, 228, 240), (178, 114, 0), (167, 121, 204),
     (180, 180, 180),
@@ -197,6 +198,7 @@ class Album:
             container.mux(stream.encode())
 
     def _annotate(self, shot: Shot) -> Pixels:
+        """The picture with its objects and rules, over a strip that says what was decided lately."""
         picture = _decode(shot.jpeg)
         for rule in self._site.rules:
             if rule.camera == shot.result.camera:
@@ -205,23 +207,23 @@ class Album:
             _tag(picture, (8, 24), f"inference failed: {shot.result.reason}", _ALARM)
         for thing in shot.result.objects:
             _draw_object(picture, thing)
-        self._draw_events(picture, shot.result)
-        return picture
+        return np.vstack([picture, self._strip(shot.result, picture.shape[1])])
 
-    def _draw_events(self, picture: Pixels, result: Detections) -> None:
-        """What was decided in the last seconds of capture time, newest at the bottom."""
+    def _strip(self, result: Detections, width: int) -> Pixels:
+        """Camera, frame and time, and the events of the last seconds of capture time, newest first."""
+        strip = np.full((_LINE_HEIGHT * (_STRIP_EVENTS + 1) + 8, width, 3), 24, np.uint8)
+        _tag(strip, (8, 18), f"{result.camera}  #{result.number}  {result.time[11:23]}", _PAPER)
         recent = [
             e
             for e in self._events
             if e.data.get("camera") == result.camera
-            and result.number - int(e.data.get("frame") or 0) >= 0
+            and int(e.data.get("frame") or 0) <= result.number
             and 0 <= result.captured_ns - int(e.data.get("captured_ns") or 0) < _SHOWN_S * 1e9
-        ][-4:]
-        bottom = picture.shape[0] - 10
-        for n, event in enumerate(reversed(recent)):
-            colour = _ALARM if event.lane == "alarm" else (120, 90, 30)
-            _tag(picture, (8, bottom - 24 * n), describe(event), colour)
-        _tag(picture, (8, 22), f"{result.camera}  #{result.number}  {result.time[11:23]}", _PAPER)
+        ]
+        for n, event in enumerate(reversed(recent[-_STRIP_EVENTS:]), start=1):
+            colour = _ALARM if event.lane == "alarm" else _EVENT
+            _tag(strip, (8, 18 + _LINE_HEIGHT * n), describe(event), colour)
+        return strip
 
 
 def describe(event: Event) -> str:

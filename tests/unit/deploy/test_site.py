@@ -78,7 +78,7 @@ rules: [{name: r, kind: line}]
         (("{kind: synthetic}", "{kind: synthetic}\n    fps: -5"), "$.cameras[0].fps: expected a number above 0"),
         (("{kind: synthetic}", "{kind: synthetic}\n    fps: often"), '$.cameras[0].fps: expected a number above 0'),
         (("{kind: synthetic}", "{kind: file, path: nowhere.mp4}"), "nowhere.mp4"),
-        (("camera: belt", "camera: bolt"), "no camera 'bolt'"),
+        (("camera: belt", "camera: bolt"), "unknown camera 'bolt' (did you mean 'belt'?)"),
         (("labels: [bolt]", "labels: [blot]"), "'blot'"),
         (("[[0.5, 0], [0.5, 1]]", "[[0.5, 0], [0.5, 1.2]]"), "$.rules[0].line[1][1]: expected a number from 0 to 1, got 1.2"),
         (("[[0.5, 0], [0.5, 1]]", "[[0.5, 0], [0.5, 0]]"), "$.rules[0].line"),
