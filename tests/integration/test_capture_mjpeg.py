@@ -74,6 +74,17 @@ def test_camera_that_delivers_no_picture_is_degraded(site):
     assert_dense(site)
 
 
+def test_camera_that_answers_and_sends_nothing_is_degraded(site):
+    with MjpegCamera() as camera:
+        camera.frozen.set()
+        with running(run, site.settings(gate(source(camera))), site.bus):
+            eventually(lambda: site.state() == "degraded", 30)
+            assert site.last().reason
+            camera.frozen.clear()
+            eventually(lambda: site.state() == "live", 30)
+    assert_dense(site)
+
+
 def test_camera_that_dies_and_comes_back_on_the_same_port_is_live_again(site):
     camera = MjpegCamera()
     with running(run, site.settings(gate(source(camera))), site.bus):
