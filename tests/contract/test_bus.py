@@ -24,11 +24,19 @@ from samples import SAMPLES, key_of, metrics
 from skerry.broker import BrokerProcess
 from skerry.bus import Bus, MemoryBroker, MemoryBus
 from skerry.channels import CHANNELS, DETECTIONS, METRICS, STATUS, Channel
-from skerry.messages import Accepted, Status
+from skerry.messages import Accepted, Receipt, Status
 from skerry.mqtt import MqttBus
 from skerry.settings import BusSettings
 from skerry.testing import eventually
 
+SETTLE = Channel(
+    name="settle",
+    address="skerry/{site}/settle/{key}",
+    payload=Receipt,
+    qos=1,
+    retain=False,
+    doc="Of tests only.",
+)
 WANTED_PAHO = os.environ.get("SKERRY_TEST_PAHO")
 _sites = itertools.count(1)
 
@@ -140,6 +148,26 @@ def mosquitto(mqtt) -> MqttWorld:
     return mqtt
 
 
+def settle(bus: Bus) -> Bus:
+    """Wait until the broker has seen every subscription of this bus: others publish on other connections."""
+    heard: list[Any] = []
+    key = f"round-{next(_sites)}"
+    bus.subscribe(SETTLE, heard.append, key)
+
+    def arrived() -> bool:
+        bus.publish(SETTLE, SAMPLES["receipts"], key)
+        return bool(heard)
+
+    eventually(arrived)
+    return bus
+
+
+def reader(world: Any, channel: Channel[Any], handler: Any) -> Bus:
+    bus = world.bus("reader")
+    bus.subscribe(channel, handler)
+    return settle(bus)
+
+
 def topic(world: Any, channel: Channel[Any], key: str = "one") -> str:
     return channel.topic(world.site, key)
 
@@ -157,7 +185,7 @@ def test_the_paho_under_test_is_the_one_that_was_asked_for():
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda c: c.name)
 def test_message_arrives_as_it_was_sent(world, channel):
     got: list[Any] = []
-    world.bus("reader").subscribe(channel, got.append)
+    reader(world, channel, got.append)
     assert world.bus("writer").publish(channel, SAMPLES[channel.name], key_of(channel))
     eventually(lambda: got)
     assert got == [SAMPLES[channel.name]]
@@ -165,7 +193,7 @@ def test_message_arrives_as_it_was_sent(world, channel):
 
 def test_messages_of_a_topic_arrive_in_order(world):
     got: list[float] = []
-    world.bus("reader").subscribe(METRICS, lambda m: got.append(m.uptime_s))
+    reader(world, METRICS, lambda m: got.append(m.uptime_s))
     writer = world.bus("writer")
     for n in range(500):
         assert writer.publish(METRICS, metrics(n), "one")
@@ -175,7 +203,7 @@ def test_messages_of_a_topic_arrive_in_order(world):
 
 def test_two_writers_at_once_keep_their_own_order(world):
     got: dict[str, list[float]] = {"a": [], "b": []}
-    world.bus("reader").subscribe(METRICS, lambda m: got[m.module].append(m.uptime_s))
+    reader(world, METRICS, lambda m: got[m.module].append(m.uptime_s))
     writer = world.bus("writer")
 
     def write(name: str) -> None:
@@ -215,8 +243,7 @@ def test_every_handler_of_a_channel_gets_every_message(world):
 
 def test_another_site_hears_nothing(world):
     got: list[Any] = []
-    bus = world.bus("reader")
-    bus.subscribe(METRICS, got.append)
+    bus = reader(world, METRICS, got.append)
     world.raw(METRICS.topic(f"{world.site}-not", "one"), msgspec.json.encode(metrics(1)))
     bus.publish(METRICS, metrics(2), "one")
     eventually(lambda: got)
@@ -241,9 +268,9 @@ def test_message_that_is_not_retained_is_not_kept(world):
     writer.publish(METRICS, metrics(1), "one")
     writer.publish(STATUS, SAMPLES["status"], "one")
     late: list[Any] = []
-    reader = world.bus("late")
-    reader.subscribe(METRICS, late.append)
-    reader.subscribe(STATUS, late.append)
+    bus = world.bus("late")
+    bus.subscribe(METRICS, late.append)
+    bus.subscribe(STATUS, late.append)
     eventually(lambda: late)
     assert late == [SAMPLES["status"]]
 
@@ -274,8 +301,7 @@ def bad_payloads(channel: Channel[Any]) -> dict[str, bytes]:
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda c: c.name)
 def test_bad_payload_is_counted_logged_with_its_topic_and_dropped(world, channel):
     got: list[Any] = []
-    bus = world.bus("reader")
-    bus.subscribe(channel, got.append)
+    bus = reader(world, channel, got.append)
     bad = bad_payloads(channel)
     with capture_logs() as logs:
         for payload in bad.values():
@@ -292,7 +318,7 @@ def test_bad_payload_is_counted_logged_with_its_topic_and_dropped(world, channel
 
 def test_unknown_fields_are_ignored(world):
     got: list[Any] = []
-    world.bus("reader").subscribe(METRICS, got.append)
+    reader(world, METRICS, got.append)
     message = {**json.loads(msgspec.json.encode(metrics(1))), "from": "the future", "schema": 2}
     world.raw(topic(world, METRICS), json.dumps(message).encode())
     eventually(lambda: got)
@@ -304,9 +330,7 @@ def test_unknown_fields_are_ignored(world):
 )
 def test_hostile_topic_does_no_harm(world, ending):
     got: list[Any] = []
-    bus = world.bus("reader")
-    bus.subscribe(METRICS, got.append)
-    bus.subscribe(STATUS, lambda _: None)
+    bus = reader(world, METRICS, got.append)
     world.raw(f"skerry/{world.site}/metrics/{ending}", b"{")
     world.raw(f"skerry/{world.site}/metrics", b"{")
     world.raw("skerry", b"{")
@@ -436,9 +460,8 @@ def test_nothing_refused_is_sent_after_the_broker_is_back(world):
 def test_subscriptions_and_callbacks_hold_over_every_restart_of_the_broker(world):
     got: list[float] = []
     connects: list[int] = []
-    reader, writer = world.bus("reader"), world.bus("writer")
-    reader.subscribe(METRICS, lambda m: got.append(m.uptime_s))
-    reader.on_connect(lambda: connects.append(1))
+    writer = world.bus("writer")
+    reader(world, METRICS, lambda m: got.append(m.uptime_s)).on_connect(lambda: connects.append(1))
     eventually(lambda: len(connects) == 1)
     for n in range(3):
         world.cut()
@@ -463,9 +486,11 @@ def test_closed_bus_neither_sends_nor_hears(world):
     got: list[Any] = []
     closed, other = world.bus("closed"), world.bus("other")
     closed.subscribe(METRICS, got.append)
+    settle(closed)
     closed.close()
     heard: list[Any] = []
     other.subscribe(METRICS, heard.append)
+    settle(other)
     assert not closed.connected
     assert closed.publish(METRICS, metrics(1), "one") is False
     other.publish(METRICS, metrics(2), "one")
@@ -476,7 +501,7 @@ def test_closed_bus_neither_sends_nor_hears(world):
 
 def test_what_was_handed_over_before_close_is_sent(world):
     got: list[float] = []
-    world.bus("reader").subscribe(DETECTIONS, lambda m: got.append(m.number))
+    reader(world, DETECTIONS, lambda m: got.append(m.number))
     writer = world.bus("writer")
     objects = SAMPLES["detections"].objects * 300
     for n in range(1, 51):
@@ -519,7 +544,9 @@ bus.close()
 
 def states(world: MqttWorld) -> list[str]:
     got: list[str] = []
-    world.bus("observer").subscribe(STATUS, lambda s: got.append(s.state))
+    observer = world.bus("observer")
+    observer.subscribe(STATUS, lambda s: got.append(s.state))
+    settle(observer)
     return got
 
 
