@@ -241,8 +241,9 @@ def _fits(want: inspect.Type, raw: object) -> bool:
         case inspect.IntType():
             return isinstance(raw, int) and not isinstance(raw, bool) and _within(want, raw)
         case inspect.FloatType():
-            number = isinstance(raw, int | float) and not isinstance(raw, bool)
-            return number and math.isfinite(raw) and _within(want, raw)
+            if not isinstance(raw, int | float) or isinstance(raw, bool):
+                return False
+            return math.isfinite(raw) and _within(want, raw)
         case inspect.StrType():
             return isinstance(raw, str) and _text_fits(want, raw)
         case inspect.LiteralType(values=values):
