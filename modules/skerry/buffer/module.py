@@ -21,11 +21,11 @@ from skerry.errors import Unavailable
 from skerry.messages import Accepted, Event, Outbound, Receipt, Status, Submission
 from skerry.service import Host
 
-_IDLE_S = 0.25
+_IDLE_S = 0.1
 _QUIET_S = 0.2
 """While stopping: nothing new for this long means that producers have finished."""
-_RESERVE_S = 0.5
-"""Of the grace period, kept for closing."""
+_DRAIN_SHARE = 0.7
+"""Of the grace period; the rest is for closing."""
 _ENVELOPE = 1024
 """Bytes that an outbound message needs around its events, generously."""
 _WORKING = ("ready", "degraded")
@@ -97,7 +97,7 @@ class Buffer:
 
     def _drain(self) -> None:
         """Commit what waits, and go on until the far end has all of it or the time is nearly over."""
-        deadline = time.monotonic() + max(self._settings.grace_s - _RESERVE_S, 0.0)
+        deadline = time.monotonic() + self._settings.grace_s * _DRAIN_SHARE
         moved = time.monotonic()
         while time.monotonic() < deadline:
             if self._turn(0.05):

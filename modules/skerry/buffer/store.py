@@ -251,7 +251,9 @@ class Store:
             self._disk.sync(self._file)
         except OSError:
             # The kernel may have marked the pages clean without writing them: a second fdatasync
-            # would succeed and mean nothing. The file is given up at the next append.
+            # would succeed and mean nothing. The file is given up at the next append, and cut now: a
+            # process started in between must not find the block in the page cache and believe in it.
+            self._cut_back()
             self._suspect = True
             raise
         at = active.size

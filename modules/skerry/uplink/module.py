@@ -23,11 +23,11 @@ from skerry.uplink.progress import Progress
 from skerry.uplink.quarantine import Quarantine, Quarantined
 from skerry.uplink.settings import UplinkSettings
 
-_IDLE_S = 0.25
-_QUIET_S = 0.5
+_IDLE_S = 0.1
+_QUIET_S = 0.3
 """While stopping: no batch for this long means that the buffer has finished."""
-_RESERVE_S = 0.5
-"""Of the grace period, kept for closing."""
+_DRAIN_SHARE = 0.7
+"""Of the grace period; the rest is for closing."""
 _LAST_RETRY_S = 0.2
 """While stopping, the longest wait before the far end is tried again."""
 
@@ -57,7 +57,7 @@ def run(settings: UplinkSettings, bus: Bus, host: Host, connect: Connect = make)
 def _limit(host: Host, grace_s: float, stop: threading.Event) -> None:
     """Set `stop` when the grace period is nearly over."""
     host.stopping.wait()
-    stop.wait(max(grace_s - _RESERVE_S, 0.0))
+    stop.wait(grace_s * _DRAIN_SHARE)
     stop.set()
 
 

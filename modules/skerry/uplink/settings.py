@@ -13,14 +13,14 @@ from skerry.settings import ModuleSettings, Port, Positive, Settings, TlsSetting
 _FIELDS = {"site", "lane", "type"}
 
 
-class FileLinkSettings(Settings, frozen=True, kw_only=True, tag_field="kind", tag="file"):
+class FileLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="file"):
     """The far end is a file: one CloudEvent a line, each of them once."""
 
     path: Annotated[str, Meta(min_length=1)]
     """The file; made if missing, with its folder."""
 
 
-class MqttLinkSettings(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"):
+class MqttLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"):
     """The far end is an MQTT 3.1.1 broker: one CloudEvent (structured JSON) a message, QoS 1."""
 
     host: Annotated[str, Meta(min_length=1)]
@@ -51,7 +51,7 @@ class MqttLinkSettings(Settings, frozen=True, kw_only=True, tag_field="kind", ta
             raise ValueError(f"topic: expected no wildcard, got {self.topic!r}")
 
 
-LinkSettings = FileLinkSettings | MqttLinkSettings
+Link = FileLink | MqttLink
 
 
 class BackoffSettings(Settings, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
 
     name: Name = "uplink"
     """The link's name: the key of `outbound`, `receipts` and `delivered`."""
-    link: LinkSettings
+    link: Link
     backoff: BackoffSettings = BackoffSettings()
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024)] = 4 * 1024 * 1024
     """Batches that may wait in memory for the link; the buffer repeats what finds no room."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skerry.messages import Event
-from skerry.uplink.settings import FileLinkSettings, UplinkSettings
+from skerry.uplink import settings as given
 
 
 class Link(Protocol):
@@ -40,14 +40,14 @@ class Link(Protocol):
         """Let go at once, confirmed or not; a `send` under way raises `LinkDown`. Never raises."""
 
 
-def make(settings: UplinkSettings, stop: threading.Event) -> Link:
+def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
     """The link that the settings ask for.
 
     Args:
         settings: of the uplink.
         stop: set when the process has no more time: no `send` may wait any longer.
     """
-    if isinstance(settings.link, FileLinkSettings):
+    if isinstance(settings.link, given.FileLink):
         from skerry.uplink.links.file import FileLink  # noqa: PLC0415 - only the one that is used
 
         return FileLink(Path(settings.link.path))

@@ -23,7 +23,7 @@ import paho.mqtt.client as mqtt
 from skerry.errors import ConfigError, LinkDown, Rejected
 from skerry.messages import Event
 from skerry.mqtt import tls_context
-from skerry.uplink.settings import MqttLinkSettings
+from skerry.uplink import settings as given
 
 _TOPIC_BYTES = 65_535
 """MQTT 3.1.1, section 1.5.3."""
@@ -39,7 +39,7 @@ class MqttLink:
         stop: once set, nothing waits any more.
     """
 
-    def __init__(self, settings: MqttLinkSettings, site: str, name: str, stop: threading.Event) -> None:
+    def __init__(self, settings: given.MqttLink, site: str, name: str, stop: threading.Event) -> None:
         self._settings = settings
         self._site = site
         self._id = settings.client_id or f"skerry-{site}-{name}"
