@@ -84,7 +84,9 @@ class SiteRun:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 process.kill()
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._error.close()
 
 

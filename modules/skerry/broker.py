@@ -130,10 +130,15 @@ def mosquitto() -> str | None:
 def mosquitto_configuration(port: int) -> str:
     """A broker for one machine: loopback only, all in memory, every queue with a bound.
 
+    Started by root, Mosquitto would become another user, and the kernel forgets at that moment that the
+    child is to end with its parent (prctl(2), PR_SET_PDEATHSIG). So root's stays root's; started by
+    anybody else it ignores the setting.
+
     Source: mosquitto.conf(5).
     """
     return f"""\
 # Written by skerry run; a change is overwritten at the next start.
+user root
 listener {port} {HOST}
 allow_anonymous true
 persistence false

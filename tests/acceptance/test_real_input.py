@@ -44,7 +44,9 @@ def run_to_its_end(out: Path, site: str, video: Path, package: Path) -> tuple[Si
         assert code == 0, run.stderr()
         assert result["ledger_balanced"]
         (camera,) = result["cameras"].values()
-        assert camera["captured"] == camera["inferred"], camera  # a file, as fast as possible: no frame is dropped
+        assert camera["captured"] == camera["inferred"], (
+            camera
+        )  # a file, as fast as possible: no frame is dropped
         assert_exactly_once(run.delivered())
         return run, result
 

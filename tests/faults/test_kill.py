@@ -75,7 +75,7 @@ def test_everything_killed_at_once_goes_on_from_its_folder(tmp_path: Path) -> No
         run.process.kill()  # the supervisor first: nobody drains
         for child in children:
             child.kill()
-        run.process.communicate()
+        run.process.wait()
     with site_run(tmp_path / "out", "run", str(site)) as run:
         run.wait_for_events(before + 10)
         code, result = run.finish(number=signal.SIGTERM)
@@ -90,7 +90,7 @@ def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     with site_run(tmp_path / "out", "run", str(busy_site(tmp_path))) as run:
         run.wait_for_events(1)
         run.process.kill()
-        run.process.communicate()
+        run.process.wait()
         deadline = time.monotonic() + 10
         while leftovers(run.out) and time.monotonic() < deadline:
             time.sleep(0.1)
