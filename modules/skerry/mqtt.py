@@ -51,6 +51,9 @@ _HANDSHAKE_S = 5.0
 """How long a broker may take to answer CONNECT and SUBSCRIBE; a frozen one accepts TCP and no more."""
 _SHORT_LIVED_S = 5.0
 _CONTESTED_AFTER = 3
+_SAY_AGAIN_AFTER = 20
+_CLOSED = "closed by the broker"
+_NO_REASON = ("Unspecified error", "The connection was lost.")  # what paho 2 and 1.6 say of an end of stream
 _FLUSH_S = 1.0
 _REMEMBERED_TOPICS = 1024
 
@@ -168,13 +171,13 @@ class MqttBus:
         try:
             client.loop_write()
         except OSError as error:  # paho 1.6 lets those through that are not ConnectionError
-            self._lose(str(error))
+            self._lose(str(error) or type(error).__name__)
         if client.want_write() or self._lost:
             self._wake()
 
     def _lose(self, reason: str) -> None:
         self._connected = False
-        self._lost = self._lost or reason or "closed by the broker"
+        self._lost = self._lost or reason
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it is awake; closed: it is gone
@@ -189,6 +192,7 @@ class MqttBus:
     def _keep_connected(self) -> None:
         """Connect, serve, wait, again; until closed."""
         attempt = short_lived = 0
+        said = ""
         while not self._closing.is_set():
             began = time.monotonic()
             try:
@@ -204,9 +208,10 @@ class MqttBus:
                 log.warning("bus.disconnected", reason=self._lost, after_s=round(lasted_s, 3))
                 short_lived = short_lived + 1 if lasted_s < _SHORT_LIVED_S else 0
                 attempt = attempt if short_lived > 1 else 0
-            elif attempt % 20 == 0:
+            elif attempt % _SAY_AGAIN_AFTER == 0 or self._lost != said:
+                said = self._lost
                 log.warning(
-                    "bus.unreachable", host=self._settings.host, port=self._settings.port, reason=self._lost
+                    "bus.unreachable", host=self._settings.host, port=self._settings.port, reason=said
                 )
             if short_lived and short_lived % _CONTESTED_AFTER == 0:
                 log.error("bus.contested", client=self._id, hint="does another module have this name?")
@@ -228,7 +233,9 @@ class MqttBus:
         if not (
             self._pump_until(client.is_connected, client, deadline) and self._resubscribe(client, deadline)
         ):
-            self._lost = self._lost or "no answer"
+            self._lost = self._lost or "no answer in time"
+            if self._lost == _CLOSED and self._settings.tls is not None:
+                self._lost += " before it let us in (does it want a certificate?)"
             return False
         log.info("bus.connected", host=self._settings.host, port=self._settings.port)
         while not self._lost:
@@ -274,7 +281,7 @@ class MqttBus:
         with self._lock:
             sock = client.socket()
             if sock is None or sock.fileno() < 0:
-                self._lose("closed")
+                self._lose(_CLOSED)
                 return
             poller = select.poll()
             poller.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
@@ -397,7 +404,8 @@ class MqttBus:
 
     def _on_lost(self, _client: mqtt.Client, _data: object, *args: Any) -> None:
         code = args[0] if len(args) == 1 else args[1]  # paho 1.6: (rc); 2.x: (flags, reason, properties)
-        self._lose(str(code) if hasattr(code, "value") else mqtt.error_string(code))
+        text = str(code) if hasattr(code, "value") else mqtt.error_string(code)
+        self._lose(_CLOSED if text in _NO_REASON else text)
 
 
 def backoff_s(attempt: int, jitter: float) -> float:

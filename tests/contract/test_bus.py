@@ -37,6 +37,7 @@ SETTLE = Channel(
     retain=False,
     doc="Of tests only.",
 )
+TLS = str(needs.ROOT / "tests" / "integration" / "test_bus_tls.py")
 WANTED_PAHO = os.environ.get("SKERRY_TEST_PAHO")
 _sites = itertools.count(1)
 
@@ -744,7 +745,7 @@ def channel_named(name: str) -> Channel[Any]:
 @pytest.mark.timeout(600)
 def test_everything_above_holds_on_paho_1_6_1():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-k", "not memory", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", __file__, TLS, "-q", "-k", "not memory", "-p", "no:cacheprovider"],
         env={**os.environ, "PYTHONPATH": str(needs.PAHO1), "SKERRY_TEST_PAHO": "1.6.1"},
         cwd=needs.ROOT,
         capture_output=True,
