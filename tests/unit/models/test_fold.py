@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_models import LABELS, bright_model, write_package
 
 from skerry.cli.model import add_commands
 from skerry.errors import ConfigError, PackageError
@@ -14,12 +13,13 @@ from skerry.models import fold as folding
 from skerry.models.package import load
 from skerry.models.short import Short, full_input, read_short
 from skerry.settings import parse
+from tiny_models import LABELS, bright_model, write_package
 
 FEEDS = [{"x": np.random.default_rng(n).random((1, 3, 6, 8), np.float32)} for n in range(3)]
 
 
 def _sloppy() -> onnx.ModelProto:
-    """`bright` as careless exporters leave it: initialisers among the inputs, a symbolic batch, dead weight."""
+    """`bright` as careless exporters leave it: constants among the inputs, a symbolic batch."""
     model = bright_model("batch")
     for constant in model.graph.initializer:
         model.graph.input.append(
@@ -124,12 +124,21 @@ def _skerry(*words: str) -> int:
     return int(arguments.func(arguments))
 
 
-def test_import_makes_a_package_that_inspect_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_makes_a_package_that_inspect_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     onnx.save(_sloppy(), tmp_path / "sloppy.onnx")
     (tmp_path / "names").write_text("\n".join(LABELS))
     (tmp_path / "short.yaml").write_text("input: {scale: [255]}\ndecoder: {kind: parts}\nlabels: names\n")
     out = tmp_path / "package"
-    words = ("import", str(tmp_path / "sloppy.onnx"), "--manifest", str(tmp_path / "short.yaml"), "--out", str(out))
+    words = (
+        "import",
+        str(tmp_path / "sloppy.onnx"),
+        "--manifest",
+        str(tmp_path / "short.yaml"),
+        "--out",
+        str(out),
+    )
     assert _skerry(*words, "--json", "--no-measure", "--licence", "MIT") == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["title"] == "sloppy@1"

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tiny_models import LABELS, bright_model, manifest, tiny_package, write_package
 
 from skerry.errors import ConfigError, PackageError
 from skerry.models.manifest import Manifest, misfits
 from skerry.models.package import load
 from skerry.settings import parse
+from tiny_models import LABELS, bright_model, manifest, tiny_package, write_package
 
 
 def test_package_knows_its_labels_and_title(tmp_path: Path) -> None:
@@ -34,14 +34,23 @@ def _manifest_with(tmp_path: Path, **changes: object) -> str:
         ({"artifact": {"sha256": "0" * 64}}, "expected sha256 0000000000000000..., got"),
         ({"artifact": {"file": "../model.onnx", "sha256": "0" * 64}}, "$.artifact.file: expected text that"),
         ({"labels": "missing.txt"}, "missing.txt: expected one label a line, got No such file"),
-        ({"outputs": [{"name": "out", "shape": [1, 1, 8]}]}, "expected [1, N, 9] (5 + 3 labels + 1 attributes)"),
+        (
+            {"outputs": [{"name": "out", "shape": [1, 1, 8]}]},
+            "expected [1, N, 9] (5 + 3 labels + 1 attributes)",
+        ),
         ({"outputs": []}, "$.outputs: expected at least 1 items, got 0"),
         ({"schema": 2}, "$.schema: expected one of 1, got 2"),
         ({"name": "no spaces"}, "$.name: expected a name"),
-        ({"input": {"name": "x", "width": 8, "height": 6, "mean": [1, 2]}}, "mean: expected 1 or 3 numbers, got 2"),
-        ({"input": {"name": "x", "width": 8, "height": 6, "scale": [0]}}, "scale: expected numbers other than 0"),
+        (
+            {"input": {"name": "x", "width": 8, "height": 6, "mean": [1, 2]}},
+            "mean: expected 1 or 3 numbers, got 2",
+        ),
+        (
+            {"input": {"name": "x", "width": 8, "height": 6, "scale": [0]}},
+            "scale: expected numbers other than 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_manifest_says_what_is_wrong(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     assert said in _manifest_with(tmp_path, **changes)
 
@@ -66,7 +75,9 @@ def test_problems_of_files_are_named_at_once(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_the_outputs_are_refused(tmp_path: Path) -> None:
     write_package(tmp_path)
     (tmp_path / "labels.txt").write_text("bolt\nnut\n")
-    with pytest.raises(PackageError, match=r"expected \[1, N, 8\] \(5 \+ 2 labels \+ 1 attributes\), got \[1, 1, 9\]"):
+    with pytest.raises(
+        PackageError, match=r"expected \[1, N, 8\] \(5 \+ 2 labels \+ 1 attributes\), got \[1, 1, 9\]"
+    ):
         load(tmp_path)
 
 
@@ -115,11 +126,15 @@ def test_uint8_input_takes_no_mean() -> None:
         ({"kind": "ssd"}, {"o": [1, 1, 200, 7]}, 20),
         ({"kind": "ssd"}, {"o": [0, 7]}, 20),
         ({"kind": "ssd", "form": "pairs"}, {"scores": [1, 9, 21], "boxes": [1, 9, 4]}, 20),
-        ({"kind": "ssd", "form": "pairs", "background": False}, {"scores": [1, 9, 20], "boxes": [1, 9, 4]}, 20),
+        (
+            {"kind": "ssd", "form": "pairs", "background": False},
+            {"scores": [1, 9, 20], "boxes": [1, 9, 4]},
+            20,
+        ),
         ({"kind": "classification"}, {"o": [1, 1000]}, 1000),
         ({"kind": "classification", "background": True}, {"o": [1, 1001]}, 1000),
     ],
-)  # fmt: skip
+)
 def test_each_decoder_fits_its_own_outputs_and_no_other_number_of_labels(
     decoder: dict[str, object], outputs: dict[str, list[int]], labels: int
 ) -> None:
