@@ -587,7 +587,7 @@ def test_closing_in_a_flood_is_still_clean(mqtt):
         message = msgspec.structs.replace(SAMPLES["detections"], objects=SAMPLES["detections"].objects * 300)
         while not stop.is_set():
             writer.publish(DETECTIONS, message, "one")
-            stop.wait(0.001)
+            stop.wait(0.01)
 
     thread = threading.Thread(target=flood)
     thread.start()
