@@ -73,6 +73,7 @@ class Uplink:
         self._link = link
         self._stop = stop
         self._open = False
+        self._opening: threading.Thread | None = None
         self._batches = Batches(settings.inbox_bytes)
         self._progress = Progress()
         self._backoff = Backoff(settings.backoff.first_s, settings.backoff.last_s, random.random)
@@ -94,8 +95,9 @@ class Uplink:
                 moved = time.monotonic()
 
     def close(self) -> None:
-        """Let go of the far end."""
-        self._link.close()
+        """Let go of the far end, unless a thread that the process will not wait for is still opening it."""
+        if self._opening is None or not self._opening.is_alive():
+            self._link.close()
         self._quarantine.close()
 
     def _on_outbound(self, message: Outbound) -> None:
@@ -160,7 +162,7 @@ class Uplink:
             except Exception as error:  # noqa: BLE001 - raised below, on the loop's own thread
                 failure.append(error)
 
-        thread = threading.Thread(target=attempt, name="open", daemon=True)
+        thread = self._opening = threading.Thread(target=attempt, name="open", daemon=True)
         thread.start()
         while thread.is_alive():
             self._host.beat()
@@ -174,7 +176,7 @@ class Uplink:
 
     def _lost(self, error: LinkDown) -> None:
         """Close the link and wait before it is tried again."""
-        self._link.close()
+        self.close()
         self._open = False
         self._host.fault("link", str(error))
         self._host.telemetry.count("skerry_link_failures_total")

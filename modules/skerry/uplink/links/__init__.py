@@ -12,7 +12,7 @@ from skerry.uplink import settings as given
 
 
 class Link(Protocol):
-    """A way to one far end. Used by one thread, but `close` may be called from any.
+    """A way to one far end, used by one thread at a time.
 
     The life of a link is `open`, `send` as often as there is something, `close`; and again from
     `open` after a `LinkDown`.
@@ -37,7 +37,7 @@ class Link(Protocol):
         """
 
     def close(self) -> None:
-        """Let go at once, confirmed or not; a `send` under way raises `LinkDown`. Never raises."""
+        """Let go at once, confirmed or not. Never raises; may be called at any time, and again."""
 
 
 def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:

@@ -1,0 +1,62 @@
+"""Modules as real processes on a real broker, for tests that kill them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from skerry.children import end, spawn
+from skerry.settings import ModuleSettings
+
+
+class ModuleProcess:
+    """`python -m skerry.<kind>`, which can be killed and started again.
+
+    Args:
+        kind: buffer, uplink...
+        settings: of the module.
+        log: where its standard error goes.
+    """
+
+    def __init__(
+        self, kind: str, settings: dict[str, Any], log: Path, wrapper: list[str] | None = None
+    ) -> None:
+        self.kind = kind
+        self.settings = settings
+        self.log = log
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "SKERRY_SETTINGS": json.dumps(self.settings)}
+        argv = [sys.executable, "-m", f"skerry.{self.kind}"]
+        with self.log.open("ab") as log:
+            self.child = spawn(argv, environment, stdout=log.fileno(), stderr=log.fileno())
+
+    def kill(self) -> None:
+        """Kill -9, and wait for the end."""
+        assert self.child is not None
+        os.kill(self.child.pid, signal.SIGKILL)
+        self.child.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        assert self.child is not None
+        if self.child.poll() is None:
+            end(self.child, 10)
+        return self.child.wait(1)
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.poll() is None
+
+
+def given(kind: str, folder: Path, port: int, site: str, **changes: Any) -> dict[str, Any]:
+    """Settings of a module on loopback."""
+    assert kind in {"buffer", "uplink"}
+    assert "state" in ModuleSettings.__struct_fields__
+    return {"site": site, "module": kind, "state": str(folder / kind), "bus": {"port": port}, **changes}
