@@ -145,10 +145,10 @@ class CaptureSettings(ModuleSettings, frozen=True, kw_only=True):
 
     frames: Path = "/dev/shm/skerry"  # noqa: S108 - the frame store is shared memory by design
     """Folder of the frame store; must be a tmpfs that the readers share."""
-    slots: Annotated[int, Meta(ge=4, le=64)] = 8
+    slots: Annotated[int, Meta(ge=6, le=64)] = 8
     """Frames that a camera's ring holds: how long a reader may take before a frame is gone."""
     cameras: Annotated[tuple[Camera, ...], Meta(min_length=1)]
-    fast_window: Annotated[int, Meta(ge=1, le=3)] = 2
+    fast_window: Annotated[int, Meta(ge=1, le=4)] = 4
     """With `pace: fast`, frames that may be without a result at a time; below `slots`."""
     fast_wait_s: Positive = 2.0
     """With `pace: fast`, how long to wait for a result before it is counted as overdue."""

@@ -56,7 +56,7 @@ class FrameStoreSettings(Settings, frozen=True, kw_only=True):
 
     folder: str = ""
     """A tmpfs folder; empty: one of this run's own under /dev/shm."""
-    slots: Annotated[int, Meta(ge=3, le=256)] = 8
+    slots: Annotated[int, Meta(ge=6, le=64)] = 8
     """Frames that can wait per camera."""
 
 

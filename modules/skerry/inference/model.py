@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,8 +16,8 @@ from skerry.inference.choose import Choice, choose
 from skerry.inference.cores import default_threads, usable_cores
 from skerry.inference.decoders import BadOutput, decode
 from skerry.inference.placement import Placement
-from skerry.inference.preprocess import Pixels, Preprocessor
-from skerry.inference.runtimes import Place, Session, SessionFailed, first_line, open_session, zeros
+from skerry.inference.preprocess import Pixels, Preprocessor, Tensor
+from skerry.inference.runtimes import Array, Place, Session, SessionFailed, first_line, open_session, zeros
 from skerry.inference.settings import ModelUse
 from skerry.messages import Detection
 from skerry.models import package as packages
@@ -40,6 +41,27 @@ class Timing:
 
     session: float = 0.0
     decode: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of a session: its outputs, or why there are none."""
+
+    outputs: dict[str, Array] = field(default_factory=dict)
+    reason: str = ""
+    ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A run that was launched and not yet landed."""
+
+    ran: Future[Ran]
+    placements: tuple[Placement, ...]
+
+    def wait(self) -> None:
+        """Return when the session has run; whatever came of it is for `land` to say."""
+        wait([self.ran])
 
 
 class Model:
@@ -71,7 +93,9 @@ class Model:
         self._place = Place(use.device, threads, cache)
         self.choice: Choice | None = choose(package, self._place, beat) if use.runtime == "auto" else None
         self.runtime = use.runtime if self.choice is None else self.choice.runtime
-        self._prepare = Preprocessor(package.manifest.input, self.batch)
+        self._inputs = tuple(Preprocessor(package.manifest.input, self.batch) for _ in range(2))
+        self._turn = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="session")
         self._limit = use.failures_before_recreate
         self._retry_s = self._first_retry_s = retry_s
         self._retry_at = 0.0
@@ -81,7 +105,7 @@ class Model:
 
     def prepare(self, pixels: Pixels, index: int = 0) -> Placement:
         """Put a frame into place `index` of the batch; see `Preprocessor`."""
-        return self._prepare(pixels, index)
+        return self._inputs[self._turn](pixels, index)
 
     def infer(self, placements: Sequence[Placement]) -> tuple[list[Result], Timing]:
         """Run the session on the first frames of the batch; never raises for what the model does.
@@ -89,25 +113,36 @@ class Model:
         Args:
             placements: of the frames that were prepared, in order.
         """
-        session = self._session
-        if session is None:
-            return [Result(reason="session: not loaded")] * len(placements), Timing()
-        spec = self._manifest.input
+        tensor = self._inputs[self._turn].tensor[: len(placements)]
+        return self._read(_run(self._session, self._manifest.input.name, tensor), placements)
+
+    def launch(self, placements: Sequence[Placement]) -> Flight:
+        """Run the session as `infer` does, on a thread of its own, and return at once.
+
+        The next frame may be prepared meanwhile; it goes to another input. `land` comes before the next
+        but one `launch`.
+        """
+        tensor = self._inputs[self._turn].tensor[: len(placements)]
+        self._turn = 1 - self._turn
+        ran = self._thread.submit(_run, self._session, self._manifest.input.name, tensor)
+        return Flight(ran, tuple(placements))
+
+    def land(self, flight: Flight) -> tuple[list[Result], Timing]:
+        """Wait for the session and decode; what `infer` returns."""
+        return self._read(flight.ran.result(), flight.placements)
+
+    def _read(self, ran: Ran, placements: Sequence[Placement]) -> tuple[list[Result], Timing]:
+        if ran.reason:
+            return [Result(reason=ran.reason)] * len(placements), Timing(session=ran.ms)
         begin = time.perf_counter()
-        try:
-            outputs = session.run({spec.name: self._prepare.tensor[: len(placements)]})
-        except SessionFailed as error:
-            failed = Result(reason=f"session: {error}")
-            return [failed] * len(placements), Timing(session=_ms_since(begin))
-        middle = time.perf_counter()
         results = []
         for n, placement in enumerate(placements):
-            mine = outputs if self.batch == 1 else {k: v[n : n + 1] for k, v in outputs.items()}
+            mine = ran.outputs if self.batch == 1 else {k: v[n : n + 1] for k, v in ran.outputs.items()}
             try:
                 results.append(Result(decode(mine, self._manifest, self.package.labels, placement)))
             except BadOutput as error:
                 results.append(Result(reason=str(error)))
-        return results, Timing((middle - begin) * 1000, _ms_since(middle))
+        return results, Timing(ran.ms, _ms_since(begin))
 
     @property
     def failing(self) -> bool:
@@ -138,6 +173,17 @@ class Model:
             log.info("session.recreated", model=self.package.title, runtime=self.runtime)
         except SkerryError as error:
             log.warning("session.lost", model=self.package.title, error=first_line(error))
+
+
+def _run(session: Session | None, name: str, tensor: Tensor) -> Ran:
+    if session is None:
+        return Ran(reason="session: not loaded")
+    begin = time.perf_counter()
+    try:
+        outputs = session.run({name: tensor})
+    except SessionFailed as error:
+        return Ran(reason=f"session: {error}", ms=_ms_since(begin))
+    return Ran(outputs, ms=_ms_since(begin))
 
 
 def _ms_since(begin: float) -> float:

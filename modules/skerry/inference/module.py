@@ -15,7 +15,7 @@ from skerry.errors import FrameGone
 from skerry.frames import RingReader
 from skerry.inbox import Inbox
 from skerry.inference.accounts import Accounts
-from skerry.inference.model import Model, Result, Timing
+from skerry.inference.model import Flight, Model, Result, Timing
 from skerry.inference.placement import Placement
 from skerry.inference.runtimes import first_line
 from skerry.inference.settings import InferenceSettings
@@ -48,6 +48,15 @@ class _Job:
 
 
 @dataclass
+class _Airborne:
+    """Frames whose session runs now, while the next ones are prepared."""
+
+    model: Model
+    jobs: list[_Job]
+    flight: Flight
+
+
+@dataclass
 class _Ends:
     """Cameras that said they ended: the number of the last frame, and when it was said or a frame came."""
 
@@ -73,6 +82,7 @@ class Inference:
         self._by_camera = {c: n for n, use in enumerate(settings.models) for c in use.cameras}
         self._rest = next((n for n, use in enumerate(settings.models) if not use.cameras), None)
         self._models: list[Model] = []
+        self._airborne: _Airborne | None = None
 
     def run(self) -> None:
         killed = self._accounts.recover()
@@ -143,8 +153,10 @@ class Inference:
 
     def _step(self, wait_s: float) -> None:
         """Take what waits, at most one batch, and settle cameras that ended."""
-        ref = self._inbox.get(wait_s)
-        if ref is not None:
+        ref = self._inbox.get(0 if self._airborne else wait_s)
+        if ref is None:
+            self._land()
+        else:
             self._infer(ref)
         self._settle(_TAIL_S)
 
@@ -161,6 +173,12 @@ class Inference:
                 log.info("frames.not_received", camera=camera, frames=lost)
 
     def _infer(self, ref: FrameRef) -> None:
+        """Prepare a frame and run the session on it.
+
+        The result of a live frame is awaited at once. Frames that their source keeps overlap: while the
+        session runs on one, the one before is decoded and sent and the one after is prepared. That gives
+        up latency for throughput, so live frames do not.
+        """
         index = self._model_of(ref.camera)
         assert index is not None, "frames of other cameras are not taken"
         model = self._models[index]
@@ -171,15 +189,33 @@ class Inference:
         if not jobs:
             return
         self._host.telemetry.latency("preprocess").add((time.perf_counter() - begin) * 1000)
+        before = self._airborne
+        if before is not None:
+            before.flight.wait()
+        self._airborne = _Airborne(model, jobs, model.launch([job.placement for job in jobs]))
+        if before is not None:
+            self._finish(before)
+        if not ref.keep:
+            self._land()
+
+    def _land(self) -> None:
+        """Await what is in the air."""
+        landing, self._airborne = self._airborne, None
+        if landing is not None:
+            self._finish(landing)
+
+    def _finish(self, landing: _Airborne) -> None:
+        """Decode, account and send."""
+        model = landing.model
         try:
-            results, timing = model.infer([job.placement for job in jobs])
+            results, timing = model.land(landing.flight)
         except Exception as error:
             log.exception("inference.crashed", model=model.package.title)
             reason = f"internal: {type(error).__name__}: {first_line(error)}"
-            results, timing = [Result(reason=reason)] * len(jobs), Timing()
+            results, timing = [Result(reason=reason)] * len(landing.jobs), Timing()
         self._host.telemetry.latency("session").add(timing.session)
         self._host.telemetry.latency("decode").add(timing.decode)
-        for job, result in zip(jobs, results, strict=True):
+        for job, result in zip(landing.jobs, results, strict=True):
             self._publish(job.ref, result, model, timing)
         self._judge(model, results)
 
@@ -248,8 +284,11 @@ class Inference:
             ref = self._inbox.get(0.01)
             if ref is not None:
                 self._infer(ref)
-            elif not self._live or time.monotonic() > hear_by:
+                continue
+            self._land()
+            if not self._live or time.monotonic() > hear_by:
                 break
+        self._land()
         self._closing = True
         while (ref := self._inbox.get(0)) is not None:
             self._accounts.dropped(ref.camera, "stopping")

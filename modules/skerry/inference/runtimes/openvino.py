@@ -50,7 +50,7 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
             return {name: results[n] for n, name in enumerate(self._names)}
         except Exception as error:
             raise SessionFailed(first_line(error)) from error
