@@ -242,17 +242,23 @@ class Outbox:
 
     def _release(self, epoch: str, seq: int) -> bool:
         """Forget the accepted; False for an epoch that is not known any more."""
-        waiting = self._waiting
+        waiting, before = self._waiting, len(self._waiting)
         while waiting and waiting[0].epoch == epoch and waiting[0].seq <= seq:
             self._bytes -= waiting.popleft().size
-        if not waiting or waiting[0].epoch == epoch:
-            return True
-        known = epoch == self.epoch or any(e.epoch == epoch for e in waiting)
-        kept = [e for e in waiting if e.epoch != epoch or e.seq > seq]
-        if len(kept) < len(waiting):  # a later epoch was accepted before an earlier one
+        if len(waiting) < before or epoch == self.epoch or (waiting and waiting[0].epoch == epoch):
+            known = True
+        else:
+            known = any(e.epoch == epoch for e in waiting)
+        if known and waiting and waiting[0].epoch != epoch:
+            self._release_later(epoch, seq)
+        return known
+
+    def _release_later(self, epoch: str, seq: int) -> None:
+        """The same for an epoch that has earlier ones before it."""
+        kept = [e for e in self._waiting if e.epoch != epoch or e.seq > seq]
+        if len(kept) < len(self._waiting):
             self._waiting = deque(kept)
             self._bytes = sum(e.size for e in kept)
-        return known
 
     def _append(self, kind: bytes, payload: bytes) -> bool:
         """Write a record at the end; False, and nothing written, when the disk will not take it."""

@@ -86,7 +86,7 @@ def _zone(zone: Sequence[Point], here: str) -> Iterator[Problem]:
             "expected a polygon whose edges do not cross or touch (give its corners in order around it)",
         )
     elif area(zone) < _LEAST_AREA:
-        yield here, "expected a polygon with an area, got points on a line"
+        yield here, "expected a polygon with an area, got a sliver (move its corners apart)"
 
 
 def _outside(points: Sequence[Point], here: str) -> Iterator[Problem]:
