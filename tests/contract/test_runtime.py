@@ -62,6 +62,14 @@ def test_same_feeds_give_the_same_bits(name: str, tmp_path: Path) -> None:
 
 
 @ALL
+def test_outputs_stay_as_they_are_when_the_session_runs_again(name: str, tmp_path: Path) -> None:
+    session = open_session(name, tiny_package(tmp_path), Place())
+    first = session.run({"x": np.full((1, 3, 6, 8), 0.5, np.float32)})["out"]
+    session.run(zeros(session))
+    assert first[0, 0, 4] == np.float32(0.5)
+
+
+@ALL
 def test_batches_of_any_size_run_where_the_package_says_so(name: str, tmp_path: Path) -> None:
     spec = {"name": "x", "width": 8, "height": 6, "scale": [255], "batch": 4}
     session = open_session(name, tiny_package(tmp_path, bright_model("n"), input=spec), Place())

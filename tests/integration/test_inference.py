@@ -198,6 +198,35 @@ def test_a_picture_that_cannot_be_prepared_is_a_failed_result(
     assert site.terms() == {"received": 1, "failed": 1}
 
 
+def test_results_leave_in_the_order_of_the_frames(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one fails while the session still runs on the one before."""
+    from skerry.inference import preprocess
+
+    camera = site.camera()
+    whole = preprocess.Preprocessor._resize
+
+    def picky(self: preprocess.Preprocessor, pixels: np.ndarray, canvas: np.ndarray) -> None:
+        if pixels.max() == 255:
+            raise RuntimeError("too bright")
+        whole(self, pixels, canvas)
+
+    monkeypatch.setattr(preprocess.Preprocessor, "_resize", picky)
+    with site.running():
+        for brightness in (0.5, 1.0, 0.5, 0.1, 0.9, 0.5):
+            camera.shoot(brightness)
+        eventually(lambda: len(site.results) == 6)
+    assert [r.number for r in site.results] == [r.sequence for r in site.results] == [1, 2, 3, 4, 5, 6]
+    assert [r.status for r in site.results] == ["ok", "failed", "ok", "failed", "failed", "ok"]
+
+
+def test_a_live_frame_is_answered_before_the_next_one_comes(site: Site) -> None:
+    camera = site.camera()
+    with site.running():
+        for n in range(1, 4):
+            camera.shoot(keep=False)
+            eventually(lambda n=n: len(site.results) == n)
+
+
 def test_a_fault_of_the_decoder_is_a_failed_result(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from skerry.inference import model
 

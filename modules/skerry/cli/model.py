@@ -15,7 +15,7 @@ from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 
 if TYPE_CHECKING:
-    from skerry.inference.choose import Measurement
+    from skerry.inference.measure import Measurement
     from skerry.models.importing import Imported
     from skerry.models.manifest import Input
     from skerry.models.package import Package

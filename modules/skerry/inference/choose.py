@@ -20,6 +20,7 @@ import structlog
 
 from skerry.errors import ConfigError
 from skerry.inference.cores import this_cpu
+from skerry.inference.measure import Measurement, Request
 from skerry.inference.runtimes import Place, installed, runtime_version
 from skerry.inference.settings import DEVICES
 from skerry.models.package import Package
@@ -34,37 +35,6 @@ _TIE = 1.05
 """Within this ratio of the fastest, the runtime that takes less memory wins."""
 _TIMEOUT_S = 60.0
 _FILE = "runtimes.json"
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measuring process is asked, as JSON on its standard input."""
-
-    package: str
-    runtime: str
-    device: str
-    threads: int
-    cache: str
-    outputs: str
-    """File to leave the outputs in, .npz."""
-
-
-class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One runtime with one model on this device."""
-
-    runtime: str
-    version: str
-    ms: float = 0.0
-    """Median time of one run."""
-    cpu_ms: float = 0.0
-    """CPU time of one run, all threads."""
-    load_ms: float = 0.0
-    """From import to the first result."""
-    rss_mb: float = 0.0
-    """Memory of a process that has only this runtime and model."""
-    difference: float = 0.0
-    """From the first runtime's outputs, as a share of the output's largest value."""
-    error: str = ""
-    """Why it cannot be used; empty when it can."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

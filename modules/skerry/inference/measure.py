@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import resource
 import sys
 import time
 from pathlib import Path
@@ -11,16 +11,45 @@ import msgspec
 import numpy as np
 
 from skerry.errors import SkerryError
-from skerry.inference.choose import Measurement, Request
 from skerry.inference.preprocess import Pixels, Preprocessor
 from skerry.inference.runtimes import Place, Session, SessionFailed, open_session, runtime_version
 from skerry.models import package as packages
-from skerry.service import rss_mb
 
 _WARM_UP = 3
 _LEAST_RUNS = 5
 _MOST_RUNS = 100
-_FOR_S = 0.4
+_FOR_S = 0.3
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the measuring process is asked, as JSON on its standard input."""
+
+    package: str
+    runtime: str
+    device: str
+    threads: int
+    cache: str
+    outputs: str
+    """File to leave the outputs in, .npz."""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One runtime with one model on this device."""
+
+    runtime: str
+    version: str
+    ms: float = 0.0
+    """Median time of one run."""
+    cpu_ms: float = 0.0
+    """CPU time of one run, all threads."""
+    load_ms: float = 0.0
+    """From import to the first result."""
+    rss_mb: float = 0.0
+    """Memory of a process that has only this runtime and model."""
+    difference: float = 0.0
+    """From the first runtime's outputs, as a share of the output's largest value."""
+    error: str = ""
+    """Why it cannot be used; empty when it can."""
 
 
 def main() -> int:
@@ -55,7 +84,7 @@ def timed(session: Session, feeds: dict[str, np.ndarray], for_s: float = _FOR_S)
         session.run(feeds)
         times.append(time.perf_counter() - begin)
     cpu = (time.process_time() - cpu) / len(times)
-    return statistics.median(times) * 1000, cpu * 1000
+    return float(np.median(times)) * 1000, cpu * 1000
 
 
 def _measure(request: Request, version: str) -> Measurement:
@@ -73,8 +102,14 @@ def _measure(request: Request, version: str) -> Measurement:
     ms, cpu_ms = timed(session, feeds)
     return Measurement(
         runtime=request.runtime, version=version, ms=round(ms, 3), cpu_ms=round(cpu_ms, 3),
-        load_ms=round(load_ms, 1), rss_mb=round(rss_mb(), 1),
+        load_ms=round(load_ms, 1), rss_mb=round(_rss_mb(), 1),
     )  # fmt: skip
+
+
+def _rss_mb() -> float:
+    """Resident memory in MiB, as `skerry.service.rss_mb`, without importing what only a module needs."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

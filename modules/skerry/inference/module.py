@@ -244,6 +244,7 @@ class Inference:
             return
         except Exception as error:
             log.exception("preprocess.failed", camera=ref.camera, number=ref.number)
+            self._land()  # results leave in the order of the frames
             reason = f"preprocess: {type(error).__name__}: {first_line(error)}"
             self._publish(ref, Result(reason=reason), model, Timing())
             return

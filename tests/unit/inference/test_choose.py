@@ -6,7 +6,8 @@ import pytest
 
 from skerry.errors import ConfigError
 from skerry.inference import choose as choosing
-from skerry.inference.choose import Choice, Measurement, choose, difference, fastest, measure, remembered
+from skerry.inference.choose import Choice, choose, difference, fastest, measure, remembered
+from skerry.inference.measure import Measurement
 from skerry.inference.runtimes import Place, installed
 from tiny_models import moody_model, tiny_package
 

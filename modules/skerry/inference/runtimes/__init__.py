@@ -79,7 +79,7 @@ class Session(Protocol):
             feeds: every input by name, with the shape and type of `inputs`. Only read, only now.
 
         Returns:
-            Every output by name; valid until the next call.
+            Every output by name; the arrays are the caller's, no later call touches them.
 
         Raises:
             SessionFailed: the model or the device failed; the message is one line.

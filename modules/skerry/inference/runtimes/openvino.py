@@ -50,6 +50,7 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
+            # Copied: the module decodes one frame's outputs while the session runs on the next.
             results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
             return {name: results[n] for n, name in enumerate(self._names)}
         except Exception as error:
