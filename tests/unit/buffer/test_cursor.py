@@ -35,6 +35,20 @@ def test_only_the_slot_that_is_not_durable_is_written(tmp_path: Path) -> None:
     assert Cursor(path, QuickDisk()).load() == position(1)
 
 
+def test_the_slots_change_places_with_each_durable_position(tmp_path: Path) -> None:
+    path = tmp_path / "cursor"
+    cursor = Cursor(path, QuickDisk())
+    for n in range(1, 6):
+        cursor.save(position(n * 10), durable=True)
+        durable = path.read_bytes()
+        cursor.save(position(n * 10 + 1))
+        changed = path.read_bytes()
+        at = 0 if durable[:4096] != changed[:4096] else 4096
+        path.write_bytes(changed[:at] + bytes(4096) + changed[at + 4096 :])
+        assert Cursor(path, QuickDisk()).load() == position(n * 10)
+        path.write_bytes(changed)
+
+
 def test_a_missing_or_foreign_file_holds_no_position(tmp_path: Path) -> None:
     path = tmp_path / "cursor"
     assert Cursor(path, QuickDisk()).load() is None

@@ -80,6 +80,43 @@ def test_a_power_cut_loses_nothing_accepted(tmp_path: Path, seed: int) -> None:
     search(tmp_path, RecordedDisk, CUTS, seed)
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class KillBeforeFlush(RecordedDisk):
+    """Kills the process between a write and its flush, once `armed`."""
+
+    armed = False
+
+    def sync(self, file: int) -> None:
+        if self.armed:
+            raise Killed
+        super().sync(file)
+
+
+def test_what_a_killed_process_left_in_the_page_cache_is_flushed_before_it_counts(tmp_path: Path) -> None:
+    """Its successor finds a sound block that may be nowhere else; then the power is cut."""
+    first = tmp_path / "first"
+    first.mkdir()
+    disk = KillBeforeFlush(first)
+    store = open_store(first, disk=disk)
+    store.append([record(1)])
+    disk.armed = True
+    with pytest.raises(Killed):
+        store.append([record(2)])
+    kill(store)
+    disk.armed = False
+    store = open_store(first, disk=disk)
+    assert store.watermark("p", "e") == 2
+    disk.note((store.last, 2))
+    kill(store)
+    draw = random.Random(1)
+    for n in range(20):
+        folder = tmp_path / f"{n}"
+        kill(check(folder, disk.cut(len(disk.steps), draw, folder)))
+
+
 class NoFlush(RecordedDisk):
     """Accepts before the disk has it."""
 

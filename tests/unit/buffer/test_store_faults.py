@@ -88,8 +88,10 @@ def test_a_full_disk_refuses_and_a_failing_one_says_so(tmp_path: Path) -> None:
     disk = FailingDisk()
     store = open_store(tmp_path, disk=disk)
     disk.fails = lambda name, _: errno.ENOSPC if name == "write" else 0
+    size = store.bytes_on_disk
     with pytest.raises(StoreFull, match="the disk is full"):
         store.append([record(1)])
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) == size, "half a block was left behind"
     disk.fails = lambda name, _: errno.EIO if name == "sync" else 0
     with pytest.raises(StoreFault, match="the disk failed: Input/output error"):
         store.append([record(1)])
