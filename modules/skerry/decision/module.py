@@ -56,6 +56,9 @@ class Decision:
         self._settings, self._bus, self._host = settings, bus, host
         self._inbox: Inbox[Item] = Inbox(settings.queue)
         self._displaced: Counter[str] = Counter()
+        """Results that made room for others, by camera; written by the bus's thread alone."""
+        self._accounted: Counter[str] = Counter()
+        """How many of them the tally knows; written by the loop alone."""
         self._outbox = Outbox.open(
             host.state,
             f"skerry/{settings.site}/{settings.module}",
@@ -153,8 +156,8 @@ class Decision:
         if message.status == "failed":
             changes[f"{camera}/failed"] = 1
         if missed:
-            full = min(self._displaced[camera], missed)
-            self._displaced[camera] -= full
+            full = min(self._displaced[camera] - self._accounted[camera], missed)
+            self._accounted[camera] += full
             changes[f"{camera}/unseen"] = missed
             changes[f"{camera}/unseen/queue_full"] = full
         if findings:
