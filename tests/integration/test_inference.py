@@ -276,6 +276,18 @@ def test_frames_in_the_hands_of_a_killed_module_are_counted_when_it_starts_again
     }  # fmt: skip
 
 
+def test_a_camera_may_have_any_name(site: Site) -> None:
+    """Also one that means something to a log."""
+    killed = Host(site.settings(), "inference", site.bus)
+    killed.tally.set({"event/received": 1})
+    killed.tally.close()
+    camera = site.camera("event", number=1)
+    with site.running():
+        camera.shoot()
+        eventually(lambda: site.results)
+    assert site.terms("event") == {"received": 2, "inferred": 1, "dropped/killed": 1}
+
+
 def test_the_tail_that_never_came_is_counted_when_the_camera_ends(site: Site) -> None:
     camera = site.camera()
     with site.running() as host:

@@ -22,6 +22,9 @@ Indices = npt.NDArray[np.intp]
 Outputs = Mapping[str, Floats]
 """Name to array; the first dimension is one frame."""
 
+_BLOCK = 128
+"""Boxes compared with one another at once, in `suppress`."""
+
 
 class BadOutput(Exception):  # noqa: N818 - a reason, said in `Detections.reason`
     """The outputs are not what the package says; the message is the reason."""
@@ -95,8 +98,8 @@ def check(outputs: Outputs, wanted: Sequence[m.Output]) -> None:
 def suppress(boxes: Floats, scores: Floats, classes: Indices, iou: float, limit: int) -> Indices:
     """Class-wise greedy non-maximum suppression.
 
-    Of equal scores the one that comes first wins, so the result does not depend on the machine. At
-    most `limit` rounds of work over N boxes.
+    Of equal scores the one that comes first wins, so the result does not depend on the machine. Goes
+    through blocks of the best boxes and stops at `limit`, so memory and time stay bounded.
 
     Args:
         boxes: (N, 4) x1, y1, x2, y2.
@@ -111,17 +114,42 @@ def suppress(boxes: Floats, scores: Floats, classes: Indices, iou: float, limit:
     Source: Neubeck and Van Gool, Efficient Non-Maximum Suppression, ICPR 2006, section 2.
     """
     order = np.argsort(-scores, kind="stable")
-    areas = np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    columns = np.ascontiguousarray(boxes.T)
     kept: list[int] = []
-    while order.size and len(kept) < limit:
-        first, rest = order[0], order[1:]
-        kept.append(int(first))
-        low = np.maximum(boxes[first, :2], boxes[rest, :2])
-        high = np.minimum(boxes[first, 2:], boxes[rest, 2:])
-        shared = np.prod(np.maximum(high - low, 0), axis=1)
-        union = areas[first] + areas[rest] - shared
-        order = rest[~((shared > iou * union) & (classes[rest] == classes[first]))]
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        beaten = np.logical_or.reduce(_overlaps(columns, classes, np.array(kept, np.intp), block, iou))
+        beats = _overlaps(columns, classes, block, block, iou)
+        for n, index in enumerate(block.tolist()):
+            if beaten[n]:
+                continue
+            kept.append(index)
+            if len(kept) == limit:
+                return np.array(kept, np.intp)
+            beaten |= beats[n]
     return np.array(kept, np.intp)
+
+
+def _overlaps(
+    columns: Floats, classes: Indices, these: Indices, those: Indices, iou: float
+) -> npt.NDArray[np.bool_]:
+    """(these, those) whether two boxes are of one class and overlap by more than `iou`.
+
+    Args:
+        columns: (4, N) x1, y1, x2, y2. One coordinate at a time is several times as fast as all four.
+        classes: (N,).
+        these: indices of the rows.
+        those: indices of the columns.
+        iou: 0 to 1.
+    """
+    a, b = columns[:, these, None], columns[:, None, those]
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    areas = np.maximum(columns[2] - columns[0], 0) * np.maximum(columns[3] - columns[1], 0)
+    union = areas[these][:, None] + areas[those] - common
+    over: npt.NDArray[np.bool_] = (common > iou * union) & (classes[these][:, None] == classes[those])
+    return over
 
 
 def objects(

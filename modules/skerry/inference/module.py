@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Inference:
         self._host = host
         self._accounts = Accounts(host.tally)
         self._inbox: Inbox[FrameRef] = Inbox(depth=1)
+        self._door = threading.Lock()
         self._reader = RingReader(Path(settings.frames))
         self._ends = _Ends()
         self._live: set[str] = set()
@@ -87,7 +89,7 @@ class Inference:
     def run(self) -> None:
         killed = self._accounts.recover()
         if killed:
-            log.warning("frames.killed", **killed)
+            log.warning("frames.killed", cameras=killed)
         host = self._host
         host.fps, host.queue = self._fps, lambda: len(self._inbox)
         host.before_metrics(self._refresh)
@@ -128,15 +130,16 @@ class Inference:
 
     def _on_frame(self, ref: FrameRef) -> None:
         """On the bus's thread."""
-        if self._closed or self._model_of(ref.camera) is None or not self._accounts.arrived(ref):
-            return
-        self._ends.at[ref.camera] = time.monotonic()
-        if self._closing:
-            self._accounts.dropped(ref.camera, "stopping")
-            return
-        displaced = self._inbox.put(ref, key=ref.camera, keep=ref.keep)
-        if displaced is not None:
-            self._accounts.dropped(displaced.camera, "superseded")
+        with self._door:
+            if self._closed or self._model_of(ref.camera) is None or not self._accounts.arrived(ref):
+                return
+            self._ends.at[ref.camera] = time.monotonic()
+            if self._closing:
+                self._accounts.dropped(ref.camera, "stopping")
+                return
+            displaced = self._inbox.put(ref, key=ref.camera, keep=ref.keep)
+            if displaced is not None:
+                self._accounts.dropped(displaced.camera, "superseded")
 
     def _on_camera(self, status: CameraStatus) -> None:
         """On the bus's thread."""
@@ -290,7 +293,8 @@ class Inference:
             if not self._live or time.monotonic() > hear_by:
                 break
         self._land()
-        self._closing = True
+        with self._door:  # no frame is half way in
+            self._closing = True
         while (ref := self._inbox.get(0)) is not None:
             self._accounts.dropped(ref.camera, "stopping")
         tail_s = min(_TAIL_S, 0.2 * self._settings.grace_s)
@@ -298,7 +302,8 @@ class Inference:
             self._settle(tail_s)
             time.sleep(0.01)
         self._settle(0)
-        self._closed = True
+        with self._door:
+            self._closed = True
 
     def _fps(self) -> float:
         since = time.monotonic() - _FPS_OVER_S

@@ -188,6 +188,18 @@ def test_suppression_is_what_brute_force_finds(data: st.DataObject, count: int, 
     assert kept.tolist() == _brute_force(boxes, scores, classes, 0.41421356, limit)
 
 
+@pytest.mark.parametrize("limit", [1, 300, 2000])
+def test_suppression_of_thousands_is_what_brute_force_finds(limit: int) -> None:
+    """More than one block of boxes."""
+    rng = np.random.default_rng(3)
+    corner = rng.integers(0, 60, (1200, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(4, 12, (1200, 2))], axis=1).astype(np.float32) / 64
+    scores = rng.integers(0, 50, 1200).astype(np.float32) / 50
+    classes = rng.integers(0, 3, 1200)
+    kept = suppress(boxes, scores, classes, 0.41421356, limit)
+    assert kept.tolist() == _brute_force(boxes, scores, classes, 0.41421356, limit)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     rows=hnp.arrays(np.float32, (12, 7), elements=st.floats(-1e6, 1e6, width=32)),
