@@ -82,7 +82,7 @@ class TestAMinuteOfBelt:
 
     def test_the_full_zone_is_reported_when_it_is_full_and_only_then(self, minute) -> None:
         scene, events, _ = minute
-        full = spans_above(zone_counts(scene, (0.6, 0.1, 0.95, 0.9), 0.0, SECONDS), 3)
+        full = spans_above(zone_counts(scene, (0.6, 0.1, 0.95, 0.9), 0.0, SECONDS), bound=3)
         told = [media_s(e) for e in of(events, "pick-zone-full") if e["type"].endswith("exceeded")]
         for t in told:
             assert any(start - 0.3 < t < end + 0.3 for start, end in full), (t, full)
@@ -94,7 +94,7 @@ class TestAMinuteOfBelt:
 MARGIN_S = 1.0
 """A part that crosses, or a defect that shows, in the last second may or may not be confirmed in time."""
 STOP_REPORTED_S = 2.5
-"""A stop shorter than the on-delay plus the time over which speed is measured need not be reported."""
+"""A stop shorter than the on-delay and the time over which speed is measured need not be reported."""
 
 
 def media_s(event: dict) -> float:
@@ -121,7 +121,7 @@ def iou(a: tuple, b: tuple) -> float:
 def defective_parts(scene: Scene) -> tuple[set[int], set[int]]:
     """Ids of defective parts that must be reported, and of those that may be.
 
-    Must: in full view for at least 1.5 s before the end. May: ever in view. The difference is the parts at the
+    Must: in full view for at least 1.5 s before the end. May: ever in view. Between them are parts at the
     very beginning and end of the minute, which are seen too shortly for the rule's evidence and on-delay.
     """
     seen: Counter[int] = Counter()
@@ -130,7 +130,7 @@ def defective_parts(scene: Scene) -> tuple[set[int], set[int]]:
         for view in scene.truth(n / FPS):
             if view.defective:
                 may.add(view.id)
-                seen[view.id] += view.visible > 0.7 and 0.02 < view.box[0] and view.box[2] < 0.98
+                seen[view.id] += view.visible > 0.7 and view.box[0] > 0.02 and view.box[2] < 0.98
     return {part for part, frames in seen.items() if frames >= 1.5 * FPS}, may
 
 

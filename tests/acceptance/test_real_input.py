@@ -13,7 +13,7 @@ from site_run import SiteRun, assert_exactly_once, site_run
 PEOPLE = needs.DATA / "one-by-one-person-detection.mp4"
 BOTTLES = needs.DATA / "bottle-detection.mp4"
 PERSONS = 6
-"""Counted by eye: six persons come from below, stop at the table one after another, and leave to the right."""
+"""Counted by eye: six persons come from below, one by one, stop at the table, and leave to the right."""
 
 
 def imported(folder: Path, model: str, short: str, *more: str) -> Path:

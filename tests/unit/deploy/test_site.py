@@ -24,6 +24,10 @@ rules:
 """
 
 
+FPS = "$.cameras[0].fps: expected a number above 0 and at most 1000"
+SCENE, LINE = "{kind: synthetic}", "[[0.5, 0], [0.5, 1]]"
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "site.yaml"
     path.write_text(text, encoding="utf-8")
@@ -75,13 +79,13 @@ rules: [{name: r, kind: line}]
     ("change", "expected"),
     [
         (("name: belt", "nmae: belt"), "$.cameras[0].nmae: unknown key (did you mean 'name'?)"),
-        (("{kind: synthetic}", "{kind: synthetic}\n    fps: -5"), "$.cameras[0].fps: expected a number above 0"),
-        (("{kind: synthetic}", "{kind: synthetic}\n    fps: often"), '$.cameras[0].fps: expected a number above 0'),
-        (("{kind: synthetic}", "{kind: file, path: nowhere.mp4}"), "nowhere.mp4"),
+        ((SCENE, SCENE + "\n    fps: -5"), f"{FPS}, got -5"),
+        ((SCENE, SCENE + "\n    fps: often"), f'{FPS}, got "often"'),
+        ((SCENE, "{kind: file, path: nowhere.mp4}"), "nowhere.mp4"),
         (("camera: belt", "camera: bolt"), "unknown camera 'bolt' (did you mean 'belt'?)"),
         (("labels: [bolt]", "labels: [blot]"), "'blot'"),
-        (("[[0.5, 0], [0.5, 1]]", "[[0.5, 0], [0.5, 1.2]]"), "$.rules[0].line[1][1]: expected a number from 0 to 1, got 1.2"),
-        (("[[0.5, 0], [0.5, 1]]", "[[0.5, 0], [0.5, 0]]"), "$.rules[0].line"),
+        ((LINE, "[[0.5, 0], [0.5, 1.2]]"), "$.rules[0].line[1][1]: expected a number from 0 to 1, got 1.2"),
+        ((LINE, "[[0.5, 0], [0.5, 0]]"), "$.rules[0].line"),
         (("kind: line", "kind: lien"), "$.rules[0].kind: expected one of"),
         (("site: test", "site: te st"), "$.site: expected a name"),
         (("site: test", "site: [test"), "expected YAML"),
