@@ -266,12 +266,10 @@ class MqttBus:
             if not self._pump_until(lambda: self._acks > 0, client, deadline):
                 return False
 
-    def _pump_until(
-        self, fact: Callable[[], bool], client: mqtt.Client, deadline: float, closing: bool = False
-    ) -> bool:
+    def _pump_until(self, fact: Callable[[], bool], client: mqtt.Client, deadline: float) -> bool:
         while not fact():
             left = deadline - time.monotonic()
-            if self._lost or left <= 0 or (self._closing.is_set() and not closing):
+            if self._lost or self._closing.is_set() or left <= 0:
                 return False
             self._pump(client, left)
         return True
@@ -328,20 +326,15 @@ class MqttBus:
         return found
 
     def _finish(self, client: mqtt.Client) -> None:
-        """Send what is left and say goodbye, so that the will is not sent; for at most a second."""
+        """Say goodbye behind all that is queued, so that the will is not sent; for at most a second."""
         deadline = time.monotonic() + _FLUSH_S
-        with self._lock:
-            self._connected = False
-        self._pump_until(lambda: self._sent_all(client), client, deadline, closing=True)
         client.on_socket_close = partial(_drain, deadline)
         with self._lock:
+            self._connected = False
             client.disconnect()
-        self._pump_until(lambda: client.socket() is None, client, deadline, closing=True)
-
-    def _sent_all(self, client: mqtt.Client) -> bool:
-        self._arrived.clear()
-        with self._lock:
-            return self._room(client) and not self._unacked and not client.want_write()
+        while client.socket() is not None and not self._lost and time.monotonic() < deadline:
+            self._pump(client, deadline - time.monotonic())
+            self._arrived.clear()
 
     def _drop(self) -> None:
         """Leave nothing of a connection behind."""

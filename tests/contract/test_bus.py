@@ -605,6 +605,56 @@ def test_closing_in_a_flood_is_still_clean(mqtt):
     assert got == [SAMPLES["status"].state]
 
 
+def test_closing_with_unread_messages_is_still_clean(mqtt):
+    """A socket that is closed with bytes in it is reset; a broker may read the reset before the goodbye."""
+    got = states(mqtt)
+    reader = mqtt.bus("swamped", will=(STATUS, Status(module="swamped", kind="test", state="lost")))
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(_: Any) -> None:
+        entered.set()
+        release.wait(30)
+
+    reader.subscribe(DETECTIONS, slow)
+    settle(reader)
+    heard: list[int] = []
+    other = mqtt.bus("other")
+    other.subscribe(DETECTIONS, lambda m: heard.append(m.number))
+    settle(other)
+    message = msgspec.structs.replace(SAMPLES["detections"], objects=SAMPLES["detections"].objects * 300)
+    for _ in range(40):
+        assert other.publish(DETECTIONS, message, "one")
+    eventually(lambda: entered.is_set() and len(heard) == 40)
+    closer = threading.Thread(target=reader.close)
+    closer.start()
+    eventually(reader._closing.is_set)
+    release.set()
+    closer.join()
+    mqtt.raw(topic(mqtt, STATUS, "end"), msgspec.json.encode(SAMPLES["status"]))
+    eventually(lambda: got)
+    assert got == [SAMPLES["status"].state]
+
+
+def test_everybody_who_connects_at_once_is_heard(mqtt):
+    """Also who subscribes to nothing and so has no SUBACK to wait for."""
+    for n in range(20):
+        mqtt.raw(topic(mqtt, STATUS, f"old-{n}"), msgspec.json.encode(SAMPLES["status"]), retain=True)
+    heard: set[str] = set()
+    reader(mqtt, METRICS, lambda m: heard.add(m.module))
+    settings = BusSettings(port=mqtt.process.port)
+    buses = {f"newcomer-{n}": MqttBus(settings, mqtt.site, f"newcomer-{n}") for n in range(20)}
+    mqtt.buses += buses.values()
+    for n, bus in enumerate(buses.values()):
+        if n % 2:
+            bus.subscribe(STATUS, lambda _: None)
+            bus.subscribe(DETECTIONS, lambda _: None, f"key-{n}")
+        bus.connect()
+    eventually(lambda: all(bus.connected for bus in buses.values()), 30)
+    for name, bus in buses.items():
+        assert bus.publish(METRICS, metrics(0, name), name)
+    eventually(lambda: heard == set(buses), 30)
+
+
 def test_newcomer_of_the_same_name_takes_over(mosquitto):
     """As after kill -9 of a machine whose old connection the broker still holds."""
     with lives_and_dies(mosquitto, "heir") as child:

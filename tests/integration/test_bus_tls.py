@@ -3,7 +3,9 @@
 import os
 import shutil
 import socket
+import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import needs
+from mqtt_raw import receive, remaining_length, text
 from samples import metrics
 from skerry.broker import free_port, mosquitto
 from skerry.channels import METRICS
@@ -126,6 +129,34 @@ def test_large_messages_pass_whole_through_tls(keys, mutual):
         assert bus.publish(METRICS, message, "m")
     eventually(lambda: len(got) == 30, 20)
     bus.close()
+
+
+def test_messages_that_share_a_tls_record_are_all_read_at_once(keys):
+    """Mosquitto writes one message a record, other brokers many. What is decrypted no poll reports."""
+    payload = msgspec.json.encode(metrics(3))
+    publish = text(b"skerry/s/metrics/m") + payload
+    many = (b"\x30" + remaining_length(len(publish)) + publish) * 50
+
+    def serve(server: socket.socket) -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(keys / "server.pem", keys / "server.key")
+        with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+            receive(connection, 0x10)
+            connection.sendall(b"\x20\2\0\0")
+            mid = receive(connection, 0x80)[:2]
+            connection.sendall(b"\x90\3" + mid + b"\0" + many)
+            receive(connection, 0xE0)
+
+    got: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        bus = MqttBus(BusSettings(host="localhost", port=server.getsockname()[1], tls=tls(keys)), "s", "m")
+        bus.subscribe(METRICS, got.append)
+        bus.connect()
+        eventually(lambda: len(got) == 50, 20)
+        bus.close()
+        thread.join(10)
 
 
 # paho leaves the socket of a failed handshake to the garbage collector.

@@ -109,6 +109,15 @@ def test_torn_newest_slot_falls_back_to_the_one_before(tmp_path, damage):
     assert read_tally(path) == {"a": 14}
 
 
+def test_one_digit_that_rotted_is_noticed(tmp_path):
+    path = tmp_path / "tally"
+    with Tally(path) as tally:
+        tally.set({"a": 1111})
+        tally.set({"a": 2222})
+    path.write_bytes(path.read_bytes().replace(b"2222", b"2922"))
+    assert read_tally(path) == {"a": 1111}
+
+
 @pytest.mark.parametrize("content", [random.Random(2).randbytes(2 * SLOT), b"x" * 10, b"\xff" * 3 * SLOT])
 def test_tally_damaged_beyond_use_starts_at_zero_and_says_so(tmp_path, content):
     path = tmp_path / "tally"
