@@ -83,10 +83,10 @@ def _bus(arguments: argparse.Namespace) -> Figures:
     return bench_bus.run(seconds=arguments.seconds, runs=arguments.runs)
 
 
-def _buffer(_: argparse.Namespace) -> Figures:
+def _buffer(arguments: argparse.Namespace) -> Figures:
     from skerry.cli import bench_buffer  # noqa: PLC0415 - each benchmark imports what it needs
 
-    return bench_buffer.run()
+    return bench_buffer.run(runs=arguments.runs)
 
 
 def _inference(arguments: argparse.Namespace) -> Figures:

@@ -84,6 +84,7 @@ def _suite(work: Path, film: Path, package: Path) -> dict[str, Any]:
             name: round(s * 1000 / camera["inferred"], 3) for name, s in result["cpu_s"].items()
         },
         "frames": camera["inferred"],
+        "runtime": next(iter(result["runtimes"].values()))["used"],
     }
 
 

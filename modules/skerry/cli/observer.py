@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter, deque
+
+import msgspec
 
 from skerry.bus import Bus
 from skerry.channels import CAMERAS, DELIVERED, DETECTIONS, METRICS, STATUS
@@ -13,6 +16,13 @@ from skerry.messages import CameraStatus, Delivered, Detections, Event, Metrics,
 LATENCIES = ("capture_to_detection", "capture_to_event", "event_to_accepted", "event_to_delivered")
 EXTRA_LATENCIES = ("session", "beyond_session")
 """What the model's session takes, and what a pipeline from capture to event takes beyond that."""
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs a model, and the median session time of each candidate in milliseconds."""
+
+    used: str
+    measured_ms: dict[str, float]
 
 
 class Observer:
@@ -59,6 +69,20 @@ class Observer:
         """The newest `n` delivered events, oldest first."""
         with self._lock:
             return list(self.recent)[-n:]
+
+    def runtimes(self) -> dict[str, Runtime]:
+        """The runtime of each model, and what was measured to choose it."""
+        used: dict[str, str] = {}
+        measured: dict[str, dict[str, float]] = {}
+        for metrics in self.metrics.values():
+            for name, value in metrics.counters.items():
+                if found := re.fullmatch(r"skerry_runtime_(used|ms)\{model=(.+),runtime=(\w+)\}", name):
+                    what, model, runtime = found.groups()
+                    if what == "used":
+                        used[model] = runtime
+                    else:
+                        measured.setdefault(model, {})[runtime] = value
+        return {m: Runtime(used=used[m], measured_ms=measured.get(m, {})) for m in used}
 
     def _on_status(self, status: Status) -> None:
         self.status[status.module] = status

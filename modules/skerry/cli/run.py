@@ -23,7 +23,7 @@ import structlog
 from rich.console import Console
 
 from skerry.broker import BrokerProcess
-from skerry.cli.observer import Observer
+from skerry.cli.observer import Observer, Runtime
 from skerry.cli.screen import Screen, print_report
 from skerry.deploy.account import Counts, camera_ledger, event_ledger, read_counts, settled
 from skerry.deploy.local import Supervisor
@@ -57,6 +57,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """User and system time by module, the broker's and this process's own included."""
     first_detection_s: float | None
     restarts: dict[str, int]
+    runtimes: dict[str, Runtime]
     out: str
 
     def as_json(self) -> str:
@@ -178,6 +179,7 @@ class _Run:
             cpu_s={**{name: m.cpu_s for name, m in self.observer.metrics.items()}, **self.cpu_s},
             first_detection_s=self.observer.first_detection_s,
             restarts=dict(self.supervisor.restarts),
+            runtimes=self.observer.runtimes(),
             out=str(self.out),
         )
 
@@ -300,6 +302,10 @@ def _album(stack: ExitStack, site: Site, bus: MqttBus, frames: Path, out: Path) 
 def report(result: Result, options: Options, console: Console) -> int:
     """Print the result; returns the exit code: 0, or 70 when the ledger does not balance."""
     print_report(console, result.cameras, result.events, result.latency_ms, result.memory_mb)
+    for model, runtime in result.runtimes.items():
+        measured = ", ".join(f"{name} {ms:.1f} ms" for name, ms in sorted(runtime.measured_ms.items()))
+        shown = f" (measured here: {measured})" if measured else ""
+        console.print(f"Model {model} on {runtime.used}{shown}", highlight=False)
     if result.restarts:
         restarts = "  ".join(f"{name} {n}" for name, n in sorted(result.restarts.items()))
         console.print(f"Restarts: {restarts}", highlight=False)
