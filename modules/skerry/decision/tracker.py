@@ -31,6 +31,9 @@ MAX_LABEL = 64
 MAX_ATTRIBUTES = 16
 """Attributes of one object that are kept."""
 
+Pairs = list[tuple[float, int, int]]
+"""(likeness, index of a sighting, index of a track)."""
+
 _EDGE = 0.004
 """A box this near to the picture's edge is cut by it."""
 _FAR_EDGE = 1.0 - _EDGE
@@ -126,7 +129,7 @@ class Track:
         self.label = sighting.label
         self.score = sighting.score
         self._score_sum = self._score_weight = 0.0
-        self._votes: dict[str, float] = {}
+        self._votes = {self.label: 0.0}
         self._means: dict[str, tuple[float, float]] = {}
         self._learn(sighting, moment)
 
@@ -179,7 +182,10 @@ class Track:
         self._score_sum += sighting.score * weight
         self._score_weight += weight
         self.score = self._score_sum / self._score_weight
-        self._vote(sighting.label, sighting.score * weight)
+        if sighting.label == self.label:
+            self._votes[self.label] += sighting.score * weight
+        else:
+            self._vote(sighting.label, sighting.score * weight)
         for label, score in sighting.others:
             self._vote(label, score * weight)
 
@@ -199,7 +205,7 @@ class Track:
     def _vote(self, label: str, weight: float) -> None:
         votes = self._votes
         votes[label] = total = votes.get(label, 0.0) + weight
-        if label != self.label and total > votes.get(self.label, 0.0):
+        if total > votes[self.label]:
             self.label = label
 
     def _average(self, attributes: dict[str, float], moment: Moment) -> None:
@@ -212,6 +218,12 @@ class Track:
                 means[name] = known[0] + (value - known[0]) * weight_s / weight, weight
             elif len(means) < MAX_ATTRIBUTES:
                 means[name] = value, weight_s
+
+
+def _bonus(track: Track, sighting: Sighting) -> float:
+    """What speaks for a pair besides its overlap."""
+    bonus = _CONFIRMED if track.confirmed else 0.0
+    return bonus + _SAME_LABEL if sighting.label == track.label else bonus
 
 
 def middle(box: Box) -> Point:
@@ -273,7 +285,7 @@ class Tracker:
         moment = Moment(now_s, since_s, self.settings)
         sightings = self._sightings(objects)
         expected = [track.expected(now_s, self._shared) for track in self.tracks]
-        owners = self._pair(sightings, expected, now_s)
+        owners = _Pairing(self.tracks, expected, sightings, moment).owners()
         free = [True] * len(sightings)
         kept = []
         for track, box, n in zip(self.tracks, expected, owners, strict=True):
@@ -305,50 +317,6 @@ class Tracker:
         self.ignored += len(objects) - len(found)
         return merged(found, self.settings.same_iou)
 
-    def _pair(self, sightings: list[Sighting], expected: list[Box], now_s: float) -> list[int]:
-        """Index of each track's sighting, -1 where there is none; best pairs first.
-
-        Sightings in the middle of where a track is expected are most of them and cheap to find; what they
-        leave over is searched for farther.
-        """
-        owners = [-1] * len(expected)
-        if not sightings or not expected:
-            return owners
-        free = [True] * len(sightings)
-        row = Row([s.box for s in sightings])
-        for reach in (0.0, 1.0):
-            pairs = []
-            for m, n in enumerate(owners):
-                if n < 0:
-                    near = [n for n in row.near(expected[m], reach) if free[n]]
-                    pairs += self._likely(m, expected[m], near, sightings, far=reach > 0.0, now_s=now_s)
-            for _, n, m in sorted(pairs, reverse=True):
-                if free[n] and owners[m] < 0:
-                    free[n], owners[m] = False, n
-        return owners
-
-    def _likely(
-        self, m: int, box: Box, near: list[int], sightings: list[Sighting], *, far: bool, now_s: float
-    ) -> list[tuple[float, int, int]]:
-        """(likeness, sighting, track `m`) of the sightings near a box that may be the track's."""
-        track = self.tracks[m]
-        label = track.label
-        bonus = 1.0 + _CONFIRMED if track.confirmed else 1.0
-        settled = track.settled(now_s)
-        least = _SURE_IOU if not far else _SETTLED_IOU if settled else self.settings.min_iou
-        found = []
-        for n in near:
-            sighting = sightings[n]
-            same = sighting.label == label
-            overlap = iou(sighting.box, box)
-            if overlap >= least:
-                found.append((overlap + bonus + _SAME_LABEL if same else overlap + bonus, n, m))
-            elif far and same and not settled:
-                likeness = closeness(sighting.box, box)
-                if likeness > 0.0:
-                    found.append((likeness, n, m))
-        return found
-
     def _ended(self, track: Track) -> bool:
         """Whether an unseen track is over: long out of sight, or gone beyond the picture's edge."""
         if not (0.0 <= track.x <= 1.0 and 0.0 <= track.y <= 1.0):
@@ -362,10 +330,12 @@ class Tracker:
         A box beside its object's own track, when detections scatter, would count the object twice.
         """
         confirm_s, same_iou = self.settings.confirm_s, self.settings.same_iou
-        ripe = [t for t in self.tracks if not t.confirmed and t.seen and reached(t.sighted_s, confirm_s)]
+        tracks = self.tracks
+        ripe = [t for t in tracks if not t.confirmed and t.seen and reached(t.sighted_s, confirm_s)]
+        row = Row([t.box for t in tracks]) if ripe else None
         for track in ripe:
-            shadows = any(t.confirmed and iou(t.box, track.box) >= same_iou for t in self.tracks)
-            track.confirmed = not shadows
+            near = [tracks[n] for n in row.near(track.box, 1.0)] if row is not None else []
+            track.confirmed = not any(t.confirmed and iou(t.box, track.box) >= same_iou for t in near)
 
     def _start(self, sightings: list[Sighting], moment: Moment) -> None:
         for sighting in sightings:
@@ -385,6 +355,61 @@ class Tracker:
         return (x, y) if spread <= 0.02 + 0.25 * math.hypot(x, y) else None
 
 
+class _Pairing:
+    """Gives each track its sighting, best pairs first.
+
+    Sightings that cover where a track is expected are most of them and cheap to find; what they leave over
+    is searched for farther.
+    """
+
+    def __init__(
+        self, tracks: list[Track], expected: list[Box], sightings: list[Sighting], moment: Moment
+    ) -> None:
+        self._tracks, self._expected, self._sightings = tracks, expected, sightings
+        self._moment = moment
+        self._free = [True] * len(sightings)
+        self._owners = [-1] * len(tracks)
+        self._row = Row([s.box for s in sightings])
+
+    def owners(self) -> list[int]:
+        """Index of each track's sighting, -1 where there is none."""
+        free, owners = self._free, self._owners
+        for find in (self._sure, self._possible):
+            for _, n, m in sorted(find(), reverse=True):
+                if free[n] and owners[m] < 0:
+                    free[n], owners[m] = False, n
+        return owners
+
+    def _sure(self) -> Pairs:
+        """Sightings that cover where a track is expected."""
+        sightings, near, found = self._sightings, self._row.near, []
+        for m, (box, track) in enumerate(zip(self._expected, self._tracks, strict=True)):
+            for n in near(box):
+                sighting = sightings[n]
+                overlap = iou(sighting.box, box)
+                if overlap >= _SURE_IOU:
+                    found.append((overlap + _bonus(track, sighting), n, m))
+        return found
+
+    def _possible(self) -> Pairs:
+        """Lone sightings that may be a lone track's: those that overlap before those that are near."""
+        found = []
+        for m in [m for m, n in enumerate(self._owners) if n < 0]:
+            track, box = self._tracks[m], self._expected[m]
+            settled = track.settled(self._moment.now_s)
+            least = _SETTLED_IOU if settled else self._moment.settings.min_iou
+            for n in self._row.near(box, 1.0):
+                sighting = self._sightings[n]
+                overlap = iou(sighting.box, box) if self._free[n] else -1.0
+                if overlap >= least:
+                    found.append((1.0 + overlap + _bonus(track, sighting), n, m))
+                elif overlap >= 0.0 and not settled and sighting.label == track.label:
+                    likeness = closeness(sighting.box, box)
+                    if likeness > 0.0:
+                        found.append((likeness, n, m))
+        return found
+
+
 class Row:
     """Boxes in the order of their centres, left to right, so that near ones are found without looking at all.
 
@@ -398,7 +423,7 @@ class Row:
         self._across = [x for x, _, _ in centres]
         self._down = [(y, n) for _, y, n in centres]
 
-    def near(self, box: Box, reach: float) -> list[int]:
+    def near(self, box: Box, reach: float = 0.0) -> list[int]:
         """Indices of the boxes whose centre is in this one, or `reach` half-sizes beyond its sides."""
         x1, y1, x2, y2 = box
         if reach:
@@ -424,7 +449,7 @@ def merged(sightings: list[Sighting], same_iou: float) -> list[Sighting]:
     The strongest box stays; what weaker ones say of the label is kept for the vote. Boxes of one label are
     left alone: how near two of them may be was decided upstream.
     """
-    if same_iou >= 1.0 or len(sightings) < 2:
+    if same_iou >= 1.0 or len({s.label for s in sightings}) < 2:
         return sightings
     slack = 1.0 - same_iou
     ordered = sorted(sightings, key=lambda s: s.box[0])
