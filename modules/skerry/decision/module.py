@@ -91,6 +91,7 @@ class Decision:
             self._host.beat()
             self._take(self._inbox.get(_IDLE_S))
             self._send()
+            self._explain_gaps()
             self._watch_acceptance()
         self._drain()
 
@@ -156,10 +157,7 @@ class Decision:
         if message.status == "failed":
             changes[f"{camera}/failed"] = 1
         if missed:
-            full = min(self._displaced[camera] - self._accounted[camera], missed)
-            self._accounted[camera] += full
             changes[f"{camera}/unseen"] = missed
-            changes[f"{camera}/unseen/queue_full"] = full
         if findings:
             changes |= {"decided": len(findings), "refused": refused, "unaccepted": len(findings) - refused}
             changes |= self._state_changes(watch, {f.rule.name for f in findings})
@@ -173,6 +171,20 @@ class Decision:
                 self._host.telemetry.latency("beyond_session").add(arrived_ms - message.session_ms)
         self._host.telemetry.latency("evaluate").add((time.monotonic_ns() - started_ns) / 1e6)
         self._evaluated.append(time.monotonic())
+
+    def _explain_gaps(self) -> None:
+        """Say of results that never came here how many a full queue displaced.
+
+        The bus's thread counts a displaced result a moment after the queue has let go of it, so the gap may
+        be seen before its reason.
+        """
+        tally = self._host.tally
+        for camera, displaced in list(self._displaced.items()):
+            unexplained = tally[f"{camera}/unseen"] - tally[f"{camera}/unseen/queue_full"]
+            full = min(displaced - self._accounted[camera], unexplained)
+            if full > 0:
+                self._accounted[camera] += full
+                tally.add({f"{camera}/unseen/queue_full": full})
 
     def _missed(self, message: Detections) -> int | None:
         """Results before this one that never came here; None for one that came before.
@@ -293,6 +305,7 @@ class Decision:
             self._send()
             if item is None and not len(self._inbox) and not (len(self._outbox) and self._bus.connected):
                 break
+        self._explain_gaps()
         left = len(self._outbox)
         log.info("decision.drained", unaccepted=left, unevaluated=len(self._inbox))
 

@@ -28,6 +28,8 @@ MAX_SIGHTINGS = 500
 MAX_TRACKS = 1000
 MAX_LABEL = 64
 """Characters of a label that are kept."""
+MAX_VOTES = 32
+"""Labels that a track keeps votes for."""
 MAX_ATTRIBUTES = 16
 """Attributes of one object that are kept."""
 
@@ -111,7 +113,7 @@ class Track:
     """
 
     __slots__ = (
-        "_means", "_prior_s", "_score_sum", "_score_weight", "_votes", "at_s", "box", "confirmed",
+        "_means", "_prior_s", "_score_sum", "_score_weight", "_votes", "_whole", "at_s", "box", "confirmed",
         "evidence_s", "first_s", "id", "label", "score", "seen", "seen_s", "sighted_s", "unseen_s",
         "vx", "vy", "x", "y",
     )  # fmt: skip
@@ -125,6 +127,7 @@ class Track:
         self.first_s = self.seen_s = self.at_s = moment.now_s
         self.sighted_s = self.unseen_s = self.evidence_s = 0.0
         self.seen = True
+        self._whole = sighting.whole
         self.confirmed = moment.settings.confirm_s == 0.0
         self.label = sighting.label
         self.score = sighting.score
@@ -156,10 +159,11 @@ class Track:
         """Take a sighting for this track's, which was expected in a box."""
         passed = moment.now_s - self.seen_s
         if passed > 0.0:
-            self._steer(sighting.box, expected, passed, moment)
+            self._steer(sighting, expected, passed, moment)
             self.sighted_s += min(passed, moment.settings.confirm_s / 2.0)
         box = self.box = sighting.box
         self.x, self.y = (box[0] + box[2]) / 2.0, (box[1] + box[3]) / 2.0
+        self._whole = sighting.whole
         self.at_s = self.seen_s = moment.now_s
         self.seen, self.unseen_s = True, 0.0
         self._learn(sighting, moment)
@@ -189,7 +193,7 @@ class Track:
         for label, score in sighting.others:
             self._vote(label, score * weight)
 
-    def _steer(self, box: Box, expected: Box, passed_s: float, moment: Moment) -> None:
+    def _steer(self, sighting: Sighting, expected: Box, passed_s: float, moment: Moment) -> None:
         """Correct the velocity by how far the box is from where it was expected.
 
         The mean over a young track's life, then an exponential one. Sides cut by the picture's edge do not
@@ -198,12 +202,19 @@ class Track:
         young = passed_s / (passed_s + self.seen_s - self.first_s + self._prior_s)
         old = moment.share if self.seen else 1.0 - math.exp(-passed_s / _VELOCITY_S)
         rate = max(young, old) / passed_s
-        x1, y1, x2, y2 = self.box
-        self.vx += rate * (_shift(x1, x2, box[0], box[2]) - expected[0] + x1)
-        self.vy += rate * (_shift(y1, y2, box[1], box[3]) - expected[1] + y1)
+        x1, y1, x2, y2 = sighting.box
+        if self._whole and sighting.whole:
+            self.vx += rate * (x1 + x2 - expected[0] - expected[2]) / 2.0
+            self.vy += rate * (y1 + y2 - expected[1] - expected[3]) / 2.0
+            return
+        left, top, right, bottom = self.box
+        self.vx += rate * (_shift(left, right, x1, x2) - expected[0] + left)
+        self.vy += rate * (_shift(top, bottom, y1, y2) - expected[1] + top)
 
     def _vote(self, label: str, weight: float) -> None:
         votes = self._votes
+        if label not in votes and len(votes) >= MAX_VOTES:
+            return
         votes[label] = total = votes.get(label, 0.0) + weight
         if total > votes[self.label]:
             self.label = label

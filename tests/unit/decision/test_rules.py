@@ -105,6 +105,14 @@ def test_presence_per_track_tells_each_object_once(steps: list[float], seed: int
     assert all(t.at_s >= 0.2 - 1e-6 for t in told)
 
 
+def test_an_object_is_told_of_only_by_a_result_that_shows_it() -> None:
+    rule = PresenceRule(name="p", camera="belt", per="track", on_delay_s=0.5)
+    told = play(
+        watch(rule, lost_s=2.0), every(0.1, 2.0), lambda t: [thing(0.5)] if t < 0.25 or t > 1.35 else []
+    )
+    assert [t.at_s for t in told] == [pytest.approx(1.4)]
+
+
 def test_a_defective_object_is_told_once_when_its_mean_says_so() -> None:
     rule = PresenceRule(
         name="defect", camera="belt", per="track", on_delay_s=0.3, where=Where(attribute="defect", above=0.5)

@@ -131,8 +131,9 @@ def test_boxes_of_two_labels_on_one_spot_are_one_track() -> None:
 
 
 def test_boxes_of_one_label_that_overlap_are_two_objects() -> None:
-    near = [Sighting((0.1, 0.1, 0.3, 0.3), "nut", 0.9, {}), Sighting((0.14, 0.1, 0.34, 0.3), "nut", 0.8, {})]
-    assert len(merged(near, 0.5)) == 2
+    spots = [(0.1, "nut"), (0.14, "nut"), (0.7, "bolt")]
+    near = [Sighting((x, 0.1, x + 0.2, 0.3), label, 0.9, {}) for x, label in spots]
+    assert len(merged(near, 0.5)) == 3
 
 
 def test_a_track_in_the_shadow_of_a_confirmed_one_is_not_believed() -> None:
