@@ -8,6 +8,8 @@ from skerry.buffer.blocks import Stamp
 from skerry.buffer.disk import Disk
 from skerry.buffer.store import Record, Store
 
+opened: list[Store] = []
+"""Not closed so far; `conftest.py` sees to it."""
 SEGMENT = 4096
 SPARE = 4096
 LIMIT = 64 * 1024
@@ -18,11 +20,13 @@ def open_store(
     committed: int = 0, disk: Disk | None = None,
 ) -> Store:  # fmt: skip
     """A store whose segments hold a few dozen records."""
-    return Store.open(
+    store = Store.open(
         folder, limit_bytes=limit, segment_bytes=segment, spare_bytes=spare, committed=committed,
         disk=disk or QuickDisk(),
         stamp=lambda: Stamp("boot", 1, 2),
     )  # fmt: skip
+    opened.append(store)
+    return store
 
 
 def record(seq: int, producer: str = "p", epoch: str = "e", size: int = 60) -> Record:
@@ -52,6 +56,8 @@ def contents(store: Store, first: int = 1) -> dict[int, bytes]:
 
 def kill(store: Store) -> None:
     """Let go of every file without writing anything, as a killed process does."""
+    if store._lock < 0:
+        return
     for file in (store._lock, store._file, store._reader[1], store._cursor._file):
         if file is not None and file >= 0:
             os.close(file)
