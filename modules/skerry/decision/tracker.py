@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 from skerry.decision.delays import KnownTime, reached
@@ -28,6 +28,7 @@ MAX_SIGHTINGS = 500
 MAX_TRACKS = 1000
 MAX_LABEL = 64
 """Characters of a label that are kept."""
+_NOTHING: dict[str, float] = {}
 MAX_VOTES = 32
 """Labels that a track keeps votes for."""
 MAX_ATTRIBUTES = 16
@@ -160,7 +161,8 @@ class Track:
         passed = moment.now_s - self.seen_s
         if passed > 0.0:
             self._steer(sighting, expected, passed, moment)
-            self.sighted_s += min(passed, moment.settings.confirm_s / 2.0)
+            if not self.confirmed:
+                self.sighted_s += min(passed, moment.settings.confirm_s / 2.0)
         box = self.box = sighting.box
         self.x, self.y = (box[0] + box[2]) / 2.0, (box[1] + box[3]) / 2.0
         self._whole = sighting.whole
@@ -257,10 +259,14 @@ class Tracker:
     Args:
         settings: thresholds and times.
         first_id: the first track's id; pass `next_id` of an earlier life so that ids never come twice.
+        attributes: the attributes to keep a mean of; None is all.
     """
 
-    def __init__(self, settings: TrackerSettings, first_id: int = 1) -> None:
+    def __init__(
+        self, settings: TrackerSettings, first_id: int = 1, attributes: Collection[str] | None = None
+    ) -> None:
         self.settings = settings
+        self._attributes = attributes
         self.next_id = first_id
         self.tracks: list[Track] = []
         self.ignored = 0
@@ -316,13 +322,16 @@ class Tracker:
 
     def _sightings(self, objects: Sequence[Detection]) -> list[Sighting]:
         """Boxes with an area, clipped to the picture, one for each spot."""
-        found = []
+        found, wanted = [], self._attributes
         for thing in objects:
             x1, y1, x2, y2 = box = thing.box
             if x1 < 0.0 or y1 < 0.0 or x2 > 1.0 or y2 > 1.0:
                 x1, y1, x2, y2 = box = max(x1, 0.0), max(y1, 0.0), min(x2, 1.0), min(y2, 1.0)
             if x2 > x1 and y2 > y1:
-                found.append(Sighting(box, thing.label[:MAX_LABEL], thing.score, thing.attributes))
+                said = thing.attributes if wanted is None else _NOTHING
+                if wanted:
+                    said = {name: value for name, value in thing.attributes.items() if name in wanted}
+                found.append(Sighting(box, thing.label[:MAX_LABEL], thing.score, said))
         if len(found) > MAX_SIGHTINGS:
             found = sorted(found, key=lambda s: -s.score)[:MAX_SIGHTINGS]
         self.ignored += len(objects) - len(found)

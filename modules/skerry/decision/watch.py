@@ -25,10 +25,10 @@ class Watch:
         self, rules: Iterable[Rule], camera: str, tracker: TrackerSettings, first_track: int = 1
     ) -> None:
         self.camera = camera
-        self.tracker = Tracker(tracker, first_track)
-        self.machines: dict[str, Machine] = {
-            rule.name: machine(rule, tracker.hold_s) for rule in rules if rule.camera == camera
-        }
+        mine = [rule for rule in rules if rule.camera == camera]
+        attributes = {rule.where.attribute for rule in mine if rule.where is not None}
+        self.tracker = Tracker(tracker, first_track, attributes)
+        self.machines: dict[str, Machine] = {rule.name: machine(rule, tracker.hold_s) for rule in mine}
         self.restarts = 0
         """How often the stream's time went backwards."""
         self._now_s = 0.0
