@@ -74,6 +74,8 @@ def iou(a: Box, b: Box) -> float:
     if height <= 0.0:
         return 0.0
     shared = width * height
+    if shared <= 0.0:  # sizes so small that their product is none; a hostile message may hold them
+        return 0.0
     return shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
 
 
