@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def run(settings: InferenceSettings, bus: Bus, host: Host) -> None:
     Inference(settings, bus, host).run()
 
 
+Inferred = tuple[list[Result], Timing]
+
+
 @dataclass
 class _Job:
     """A frame in the batch: its reference and where it lies in the input."""
@@ -55,6 +59,10 @@ class _Airborne:
     model: Model
     jobs: list[_Job]
     flight: Flight
+
+    def land(self) -> Inferred:
+        """Await the session and decode."""
+        return self.model.land(self.flight)
 
 
 @dataclass
@@ -192,33 +200,35 @@ class Inference:
         if not jobs:
             return
         self._host.telemetry.latency("preprocess").add((time.perf_counter() - begin) * 1000)
+        placements = [job.placement for job in jobs]
+        if not ref.keep:
+            self._land()
+            self._finish(model, jobs, lambda: model.infer(placements))
+            return
         before = self._airborne
         if before is not None:
             before.flight.wait()
-        self._airborne = _Airborne(model, jobs, model.launch([job.placement for job in jobs]))
+        self._airborne = _Airborne(model, jobs, model.launch(placements))
         if before is not None:
-            self._finish(before)
-        if not ref.keep:
-            self._land()
+            self._finish(before.model, before.jobs, before.land)
 
     def _land(self) -> None:
         """Await what is in the air."""
         landing, self._airborne = self._airborne, None
         if landing is not None:
-            self._finish(landing)
+            self._finish(landing.model, landing.jobs, landing.land)
 
-    def _finish(self, landing: _Airborne) -> None:
-        """Decode, account and send."""
-        model = landing.model
+    def _finish(self, model: Model, jobs: list[_Job], infer: Callable[[], Inferred]) -> None:
+        """Get the results, account for them and send them."""
         try:
-            results, timing = model.land(landing.flight)
+            results, timing = infer()
         except Exception as error:
             log.exception("inference.crashed", model=model.package.title)
             reason = f"internal: {type(error).__name__}: {first_line(error)}"
-            results, timing = [Result(reason=reason)] * len(landing.jobs), Timing()
+            results, timing = [Result(reason=reason)] * len(jobs), Timing()
         self._host.telemetry.latency("session").add(timing.session)
         self._host.telemetry.latency("decode").add(timing.decode)
-        for job, result in zip(landing.jobs, results, strict=True):
+        for job, result in zip(jobs, results, strict=True):
             self._publish(job.ref, result, model, timing)
         self._judge(model, results)
 
