@@ -39,10 +39,8 @@ class Report:
     bytes: int
     pictures: int
     epochs: int
-    rendering_s: float
-    training_s: float
-    """Seconds of wall clock."""
-    training_cpu_s: float
+    seconds: float
+    cpu_seconds: float
     machine: str
     score_threshold: float
     defect_threshold: float
@@ -124,7 +122,7 @@ belong to the demo and the acceptance tests and are in no set.
 
 
 def _recipe(recipe: Recipe) -> str:
-    told = (recipe.draw.__doc__ or "").rstrip(".")
+    told = (recipe.draw.__doc__ or "").split(":")[0].split(".")[0].split(",")[0]
     last = recipe.first_seed + recipe.scenes - 1
     return f"| {recipe.name} | {recipe.first_seed} to {last} | {recipe.scenes * recipe.frames} | {told} |"
 
@@ -134,9 +132,8 @@ def _training(report: Report) -> str:
 ## Training
 
 `.venv-train/bin/python scripts/train_demo_model.py --out models/parts` renders the data, trains, exports,
-measures and writes this package. Rendering took {report.rendering_s:.0f} s with 2 processes; the rest
-{report.training_s:.0f} s and {report.training_cpu_s:.0f} s of CPU time with 2 threads, on
-{report.machine} that other work shared.
+measures and writes this package: {report.seconds:.0f} s of wall clock and {report.cpu_seconds:.0f} s of
+CPU time with 2 threads on {report.machine}, rendering included.
 
 {report.pictures} pictures, {report.epochs} epochs, AdamW with a cosine schedule, running average of the
 weights; {report.parameters:,} parameters, {report.bytes / 1000:.0f} kB. The score threshold

@@ -45,10 +45,10 @@ class Goal:
 
 
 def assign(truth: Tensor, grid: Tensor) -> Goal:
-    """Gives each part the cells within 1.1 cells of its centre; all others are belt.
+    """Gives each part the cells within 1.1 cells of its centre; those just outside are not asked.
 
-    None between two parts that touch is left alone: what no loss reaches answers with a box of both.
-    Only near parts hardly visible no cell is asked, but a mere sliver is belt.
+    A cell not asked may still answer, so all of them can reach the centre with their box. Parts hardly
+    visible are not asked for either, but a mere sliver is belt.
 
     Args:
         truth: (n, parts, FIELDS), NaN where no part.
@@ -59,33 +59,26 @@ def assign(truth: Tensor, grid: Tensor) -> Goal:
     shown = (truth[..., 6] >= SHOWN)[:, None]
     near, owner = torch.where(shown, away, 1e3).min(-1)
     hidden = torch.where(shown | (truth[..., 6] < SLIVER)[:, None], 1e3, away).amin(-1) < 1.4
-    owner = torch.where(near <= 1.1, owner, torch.where(hidden, -2, -1))
+    owner = torch.where(near <= 1.1, owner, torch.where((near <= 1.4) | hidden, -2, -1))
     index = owner.clamp(min=0)[..., None].expand(-1, -1, truth.shape[-1])
     rows = truth.nan_to_num(0.0).gather(1, index) * (owner >= 0)[..., None]
     return Goal(owner, rows)
 
 
 def loss(network: Detector, images: Tensor, truth: Tensor) -> Tensor:
-    """What a batch's answers cost, per cell that owns a part.
-
-    Objectness is to say how well the cell's box fits, so that of two answers the better box wins.
-
-    Source: Li et al., Generalized Focal Loss (2020), section 3.1, for quality as the target.
-    """
+    """What a batch's answers cost, per cell that owns a part."""
     raw = network.raw(images)
     goal = assign(truth, network.grid)
     asked, mine = goal.owner != -2, goal.owner >= 0
     count = mine.sum().clamp(min=1)
+    there = functional.binary_cross_entropy_with_logits(raw[..., 4], mine.float(), reduction="none")
     rows, answers = goal.rows[mine], raw[mine]
-    overlap = shared(network.boxes(raw)[mine], rows[:, :4])
-    quality = torch.zeros_like(raw[..., 4])
-    quality[mine] = overlap.detach().clamp(0.0, 1.0)
-    there = functional.binary_cross_entropy_with_logits(raw[..., 4], quality, reduction="none")
+    boxes = network.boxes(raw)[mine]
     kinds = functional.one_hot(rows[:, 4].long(), 3).float()
     kind = functional.binary_cross_entropy_with_logits(answers[:, 5:8], kinds, reduction="sum")
     judged = ((rows[:, 5] == 0.0) | (rows[:, 6] >= WHOLE)).float()
     defect = functional.binary_cross_entropy_with_logits(answers[:, 8], rows[:, 5], judged, reduction="sum")
-    box = (1.0 - overlap).sum()
+    box = (1.0 - shared(boxes, rows[:, :4])).sum()
     return ((there * asked).sum() + kind + 2.0 * defect + 2.5 * box) / count
 
 

@@ -142,7 +142,7 @@ class Layout:
         first = self._part(rng, index * _SLOTS + slot + 1)
         second = self._part(rng, index * _SLOTS + slot + 2)
         pair, bearing = rng.random() < self._touching, rng.uniform(0.0, 2.0 * math.pi)
-        most_hidden = rng.uniform(0.0, 0.12)
+        most_hidden = rng.uniform(0.0, 0.16)
         across = rng.uniform(self._lane[0], self._lane[1])
         along = (index + rng.random()) * CELL
         parts = [replace(first, along=along, across=across)]
@@ -199,7 +199,7 @@ def hexagon(u: Floats, v: Floats) -> Floats:
 def _laid_on(lower: Part, upper: Part, bearing: float, most_hidden: float) -> Part:
     """`upper` moved beside `lower`, at `bearing` from it in the picture, as close as is allowed.
 
-    Allowed is to hide the share `most_hidden` of the lower one, and that the upright boxes share 0.22.
+    Allowed is to hide the share `most_hidden` of the lower one, and that the upright boxes share 0.3.
     """
     grid = np.arange(-60.0, 61.0, 2.0)
     x, y = np.meshgrid(grid, grid)
@@ -210,7 +210,7 @@ def _laid_on(lower: Part, upper: Part, bearing: float, most_hidden: float) -> Pa
         dx, dy = math.cos(bearing) * distance, math.sin(bearing) * distance
         placed = replace(upper, along=lower.along - dx, across=lower.across + dy)
         hidden = covers(placed, x - dx, y - dy).mean()
-        if hidden <= most_hidden and _shared(lower, placed) <= 0.22:
+        if hidden <= most_hidden and _shared(lower, placed) <= 0.3:
             return placed
         distance += 2.0
 
