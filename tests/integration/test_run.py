@@ -77,6 +77,29 @@ def test_events_that_the_link_could_not_take_are_delivered_by_the_next_run(tmp_p
         assert len(run.delivered()) == first["events"]["accepted"] + second["events"]["accepted"]
 
 
+@needs.mosquitto
+def test_two_cameras_in_two_capture_modules_are_each_accounted_for(tmp_path: Path) -> None:
+    text = f"""
+site: small
+cameras:
+  - {{name: hall, source: {{kind: synthetic, seed: 1, fps: 10}}}}
+  - {{name: yard, source: {{kind: synthetic, seed: 2, fps: 5}}, rotate: 180}}
+captures: {{capture-hall: [hall], capture-yard: [yard]}}
+models: [{{package: {needs.ROOT / "models" / "parts"}, runtime: onnxruntime}}]
+rules:
+  - {{name: in-hall, kind: presence, camera: hall}}
+  - {{name: in-yard, kind: presence, camera: yard}}
+"""
+    with site_run(tmp_path / "out", "run", str(write(tmp_path, text))) as run:
+        run.wait_for_events(2)
+        code, result = run.finish(number=signal.SIGTERM)
+        assert code == 0, run.stderr()
+        assert result["ledger_balanced"]
+        assert all(result["cameras"][name]["inferred"] > 0 for name in ("hall", "yard"))
+        assert {"capture-hall", "capture-yard"} <= set(result["memory_mb"])
+        assert {e["data"]["camera"] for e in run.delivered()} == {"hall", "yard"}
+
+
 class TestWrongSurroundings:
     def test_an_unknown_package_is_a_configuration_error(self, tmp_path: Path) -> None:
         done = skerry("check", str(write(tmp_path, SITE.replace("parts", "gone"))))

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from needs import ROOT
-from skerry.deploy.account import Counts, camera_ledger, event_ledger, settled
+from samples import SAMPLES
+from skerry.deploy.account import Counts, camera_ledger, event_ledger, read_counts, settled
 from skerry.deploy.plan import Place, Plan, plan
 from skerry.deploy.site import load_site
+from skerry.inference.accounts import Accounts
 from skerry.ledger import Tally, balanced
 from skerry.settings import BusSettings
 
@@ -58,6 +61,21 @@ def test_one_lost_or_invented_unit_in_any_term_unbalances_it(
     the_plan: Plan, change: dict[str, dict[str, int]]
 ) -> None:
     assert not is_balanced(the_plan, NOTHING, counts(**change))
+
+
+def test_a_frame_that_inference_takes_and_forgets_unbalances_the_ledger(the_plan: Plan) -> None:
+    (capture,), (inference,) = the_plan.of("capture"), the_plan.of("inference")
+    with Tally(Path(capture.settings.state) / "tally") as tally:
+        tally.set({"belt/captured": 3})
+    with Tally(Path(inference.settings.state) / "tally") as tally:
+        accounts = Accounts(tally)
+        for number in (1, 2, 3):
+            accounts.arrived(msgspec.structs.replace(SAMPLES["frames"], camera="belt", number=number))
+        accounts.resolved("belt", "inferred")
+        accounts.dropped("belt", "superseded")
+        assert camera_ledger(the_plan, "belt", NOTHING, read_counts(the_plan), died=False).missing == 1
+        accounts.resolved("belt", "failed")
+        assert camera_ledger(the_plan, "belt", NOTHING, read_counts(the_plan), died=False).missing == 0
 
 
 def test_a_run_reports_the_difference_between_its_ends(the_plan: Plan) -> None:
