@@ -100,9 +100,9 @@ _LIMITS = """
 * A part cut by the frame's edge is found from about a quarter visible, with a box of what is visible. A
   defect on the hidden rest is not seen; decide on a part while it is whole in the picture.
 * A part under another has the box of what is visible, and its hidden side may look like a missing piece.
-* Two parts of one kind that touch may get a third box over both, sometimes throughout a transit: in 900 pictures
-  a seed of the demo's belt 8 to 93 detections were no part. The demo's site takes boxes that overlap by more than
-  0.35 for one part (`tracker.same_iou`), which removed every false count on seeds 1 to 6.
+* Two parts of one kind that touch may get a third box over both, sometimes throughout a transit: in 900
+  pictures a seed of the demo's belt 8 to 93 detections were no part. The demo's site takes boxes that overlap
+  by more than 0.35 for one part (`tracker.same_iou`), which removed every false count on seeds 1 to 6.
 * A crack or bite at the place where two parts touch can be missed for a whole transit.
 * Cracks narrower than about 2 pixels at the input's size were never shown.
 * Heavy noise together with little light costs defects first, then kinds: see the harsher set.
