@@ -4,11 +4,18 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+import needs
 from skerry.broker import BrokerProcess
 
 _numbers = itertools.count(1)
+
+# A change is judged by the same examples every time; everybody else's runs go on looking for new ones.
+hypothesis.settings.register_profile("judge", derandomize=True)
+if needs.FORBIDDEN:
+    hypothesis.settings.load_profile("judge")
 
 
 @pytest.fixture(scope="session")
