@@ -69,7 +69,7 @@ def messages_page() -> str:
     for payload in _unique(channel.payload for channel in CHANNELS):
         parts += [f"## {payload.__name__}", _doc(payload), _field_table(payload)]
     parts.append("# Parts of messages")
-    for part in _parts_of([channel.payload for channel in CHANNELS]):
+    for part in _all_parts():
         parts += [f"## {part.__name__}", _doc(part), _field_table(part)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -229,6 +229,8 @@ def describe(kind: inspect.Type) -> str:
             return "null"
         case inspect.AnyType():
             return "anything"
+        case inspect.RawType():
+            return _link("Event")  # the only thing that is passed on unread
         case inspect.LiteralType(values=values):
             return ", ".join(f"`{value}`" for value in values)
         case inspect.UnionType(types=types):
@@ -260,6 +262,8 @@ def _default(field: inspect.Field) -> str:
     if field.required:
         return ""
     value = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+    if value is msgspec.NODEFAULT:
+        return "absent"
     return f"`{json.dumps(msgspec.to_builtins(value))}`"
 
 
@@ -293,7 +297,9 @@ def _parts_of(roots: list[Any], also_roots: bool = False) -> list[Struct]:
 
 @cache
 def _all_parts() -> tuple[Struct, ...]:
-    return tuple(_parts_of([channel.payload for channel in CHANNELS]))
+    """A gap record's `data` is no field of any message, but the far end reads it."""
+    payloads = [channel.payload for channel in CHANNELS]
+    return tuple(p for p in _parts_of([*payloads, messages.Gap], also_roots=True) if p not in payloads)
 
 
 def _is_part(struct: Struct) -> bool:

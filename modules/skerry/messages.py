@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 """A position as a share of the frame's width or height."""
@@ -106,9 +106,11 @@ class Detections(Message, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A CloudEvents 1.0 event (structured JSON).
 
-    Its extensions are `lane`, `epoch`, `seq`, `bootid` and `monotonic`.
-    `(source, epoch, seq)` names a record for ever: `epoch` is drawn once per life of the producer's
-    outbox and `seq` is dense in it from 1. `id` is `<epoch>-<seq>`.
+    Its extensions are `lane`, `epoch`, `seq`, `bootid` and `monotonic`, and, where they say something,
+    `timequality`, `recordedtime` and `retryof`.
+    `(source, epoch, seq)` names a record for ever: an `epoch` is drawn per lane and life of the
+    producer's outbox, and `seq` is dense in it from 1. All events of an epoch are of one lane, so that
+    one that overtakes another never has a higher seq of the same epoch. `id` is `<epoch>-<seq>`.
 
     Source: CloudEvents 1.0.2, section 3 (context attributes).
     """
@@ -128,10 +130,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
     specversion: Literal["1.0"] = "1.0"
     datacontenttype: str = "application/json"
+    timequality: Literal["corrected", "unsynchronised"] | UnsetType = UNSET
+    """Absent when the clock was synchronised. Corrected: `time` was reckoned from `monotonic` once the
+    clock was synchronised, and is that of the decision; unsynchronised: `time` may be wrong by years."""
+    recordedtime: str | UnsetType = UNSET
+    """What `time` said before it was corrected."""
+    retryof: str | UnsetType = UNSET
+    """The id of the refused event that this one repeats, by an operator's wish."""
 
 
 class Submission(Message, frozen=True, kw_only=True):
-    """Events that a producer asks the buffer to keep: dense in seq, in order.
+    """Events that a producer asks the buffer to keep: of one epoch and lane, dense in seq, in order.
 
     `oldest` is the first seq that the producer still holds. It tells a buffer that has never heard
     of this epoch where to begin.
@@ -151,23 +160,74 @@ class Accepted(Message, frozen=True, kw_only=True):
     seq: Count
 
 
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of one epoch, from and to, both included."""
+
+    producer: str
+    epoch: str
+    first: Count
+    last: Count
+    count: Count
+    """How many of them; fewer than `last - first + 1` where others were delivered in between."""
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The `data` of a gap record, an event of type `skerry.gap`: what will never come, and why.
+
+    It comes in the place of what is missing where the buffer lost it, and when it became known where a
+    producer lost it or the far end refused it. Its `source` is the buffer, its `seq` ascends but is not dense.
+    """
+
+    lane: Lane
+    reason: str
+    """capacity: a limit was reached; corrupt: the disk no longer has it; never_submitted: the producer
+    lost it; quarantined: see `detail`."""
+    detail: str = ""
+    count: Count
+    bytes: Count
+    """On the buffer's disk; 0 where they never came there."""
+    time_from: str = ""
+    """When the first and the last of them were accepted, UTC; empty where it is not known."""
+    time_to: str = ""
+    ranges: tuple[Range, ...] = ()
+    """Which they were. Where the disk lost the names, the ranges are what may be missing at most."""
+
+
 class Outbound(Message, frozen=True, kw_only=True):
-    """Records for the far end: `events` are the store's records `first`, `first + 1`, ... in order."""
+    """Records of one lane for the far end, in order: `events` stand for the records `first` to `last`."""
 
     store: str
-    """Identity of the store, drawn when it was made."""
+    """Identity of the lane's chain in the store."""
+    lane: Lane
     first: Annotated[int, Meta(ge=1)]
+    last: Annotated[int, Meta(ge=1)]
+    """`first + len(events) - 1`, but where the one event is a gap record, which stands for many."""
     base: Count = 0
-    """Nothing up to this record is to come any more: it is receipted, or evicted. A reader that has
-    confirmed less must not wait for the rest."""
-    events: Annotated[tuple[Event, ...], Meta(min_length=1)]
+    """Nothing up to this record is to come any more: it is receipted. A reader that has confirmed less
+    must not wait for the rest."""
+    backlog: bool = False
+    """They have waited for long: what is new in other lanes shares the pipe with them."""
+    events: Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1)]
+    """Each an `Event`, as it was accepted."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A record that the far end will never take."""
+
+    offset: Annotated[int, Meta(ge=1)]
+    reason: str
 
 
 class Receipt(Message, frozen=True, kw_only=True):
-    """The far end has every record of `store` up to and including `upto`."""
+    """The far end has every record of `store` up to and including `upto`, but those that it refused.
+
+    Refusals are repeated with every receipt until `base` in `outbound` has passed them: the buffer has
+    them in quarantine then.
+    """
 
     store: str
     upto: Count
+    refused: tuple[Refusal, ...] = ()
 
 
 State = Literal["starting", "ready", "degraded", "stopped", "lost"]
@@ -231,4 +291,5 @@ class Delivered(Message, frozen=True, kw_only=True):
     """Events that the far end has just confirmed; for screens, never for accounting."""
 
     module: Name
-    events: tuple[Event, ...]
+    events: tuple[msgspec.Raw, ...]
+    """Each an `Event`."""

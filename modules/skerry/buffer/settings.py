@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from skerry.messages import Name
-from skerry.settings import ModuleSettings, Positive
+from skerry.messages import Lane, Name
+from skerry.settings import ModuleSettings, Positive, Settings
 
 _MIB = 1024 * 1024
+
+
+class LaneSettings(Settings, frozen=True, kw_only=True):
+    """What one lane may do."""
+
+    limit_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Bound of this lane's bytes on disk; 0: the store's bound alone."""
+    when_full: Literal["evict", "block"] = "evict"
+    """evict: the oldest records make room, and a gap record says so; block: nothing more is accepted
+    until the far end has taken some, and the producers keep what they have."""
 
 
 class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
@@ -18,9 +28,20 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     link: Name = "uplink"
     """The link that the records leave by: the key of `outbound` and `receipts`."""
     limit_bytes: Annotated[int, Meta(ge=32 * _MIB)] = 256 * _MIB
-    """Bound of the bytes on disk. When it is reached, the oldest segment is given up, and counted."""
+    """Bound of the bytes on disk. When it is reached, the oldest segment of the lowest lane that may
+    evict is given up, and a gap record says what was in it."""
+    lanes: dict[Lane, LaneSettings] = {}
+    """What is particular to a lane."""
     segment_bytes: Annotated[int, Meta(ge=256 * 1024, le=8 * _MIB)] = 8 * _MIB
-    """Size of one file of the log: what is freed, or given up, at a time."""
+    """Size of one file of the log: what is freed, or given up, at a time; at most a sixteenth of
+    `limit_bytes`."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of the blocks on disk. Worth it where events come in bursts or the card wears; costs 24 MB of disk."""
+    key_file: str = ""
+    """File that holds the key that blocks on disk are encrypted with (AES-256-GCM): 32 bytes, or 64
+    hexadecimal digits. Empty: they are not encrypted."""
+    old_key_files: tuple[str, ...] = ()
+    """Keys that what is still on disk may be encrypted with, after a change of the key."""
     linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
     """How long a commit waits for more events. One flush of the disk is shared by all of them;
     an alarm does not wait."""
@@ -33,6 +54,9 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     batch_bytes: Annotated[int, Meta(ge=1024, le=_MIB)] = 128 * 1024
     """Bytes in one outbound message; a record that is larger goes alone."""
     window_batches: Annotated[int, Meta(ge=1, le=64)] = 4
-    """Outbound messages that may be unconfirmed."""
+    """Outbound messages of a lane that may be unconfirmed."""
+    backlog_s: Positive = 10.0
+    """A lane whose oldest record has waited for longer has a backlog; the uplink lets what is new in
+    other lanes share the pipe with it."""
     resend_s: Positive = 5.0
     """Without a receipt for this long, what is unconfirmed is sent again."""
