@@ -1,8 +1,12 @@
-"""A producer's own journal: events wait here until the buffer has accepted them.
+"""A producer's own journals, one a lane: events wait here until the buffer has accepted them.
 
-An append-only file, written without fsync: the page cache keeps it when the process is killed, so an
-event that `add` returned is there after kill -9. A power cut may take what the system had not yet written;
-that loss is bounded by acceptance, since what the buffer accepted was on its disk.
+`Outboxes` holds an `Outbox` for each lane. Each numbers its events and is bounded for itself, so a lane that
+the buffer does not take fills its own outbox and no other, and an epoch is of one lane: an event that
+overtakes those of lower lanes takes no number from them.
+
+A journal is an append-only file, written without fsync: the page cache keeps it when the process is killed,
+so an event that `add` returned is there after kill -9. A power cut may take what the system had not yet
+written; that loss is bounded by acceptance, since what the buffer accepted was on its disk.
 
 `(epoch, seq)` names an event for ever. An epoch ends when its numbering can no longer be trusted, for a
 number must never name two events: when the machine was restarted (the end of the file may be missing), when
@@ -21,16 +25,16 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import msgspec
 import structlog
 
 from skerry.errors import Unavailable
-from skerry.messages import Event, Lane
+from skerry.messages import LANES, Event, Lane
 
 log = structlog.get_logger()
 
@@ -75,11 +79,12 @@ class _Entry:
 
 
 class Outbox:
-    """Events in order, each kept until accepted. Not thread-safe: it belongs to the module's loop.
+    """Events of a lane in order, each kept until accepted. Not thread-safe: it is the module's loop's own.
 
     Use `open`. Events are in the file alone; memory holds where they are (about 150 bytes each).
 
     Attributes:
+        lane: the priority class of its events.
         epoch: the present epoch.
         seq: the last number given out in it, 0 when there was none.
         added: events added in all epochs.
@@ -87,7 +92,10 @@ class Outbox:
         damaged: bytes of the file that could not be read at `open`.
     """
 
-    def __init__(self, path: Path, source: str, boot: str, capacity: int, max_bytes: int) -> None:
+    def __init__(
+        self, path: Path, lane: Lane, *, source: str, boot: str, capacity: int, max_bytes: int
+    ) -> None:
+        self.lane: Lane = lane
         self._path = path
         self._source, self._boot = source, boot
         self._capacity, self._max_bytes = capacity, max_bytes
@@ -106,6 +114,7 @@ class Outbox:
     def open(
         cls,
         folder: Path,
+        lane: Lane,
         source: str,
         capacity: int,
         *,
@@ -117,7 +126,8 @@ class Outbox:
         """Open the outbox in a folder, or make one.
 
         Args:
-            folder: where the journal is; made if missing.
+            folder: where the journal is; made if missing. It is of this lane for ever.
+            lane: priority class of its events.
             source: CloudEvents source of new events, e.g. `skerry/hall/decision`.
             capacity: events that may wait, 1 or more.
             boot: identity of this boot of the machine.
@@ -129,7 +139,9 @@ class Outbox:
             Unavailable: another process has it open.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        outbox = cls(folder / "outbox", source, boot, capacity, max_bytes)
+        outbox = cls(
+            folder / "journal", lane, source=source, boot=boot, capacity=capacity, max_bytes=max_bytes
+        )
         if outbox._load() != (source, boot) or outbox.damaged:
             outbox.added = max(outbox.added, added_before)
             outbox._begin(draw())
@@ -148,12 +160,17 @@ class Outbox:
         return len(self._waiting)
 
     @property
+    def epochs(self) -> set[str]:
+        """The present epoch and those of which events wait."""
+        return {self.epoch} | {entry.epoch for entry in self._waiting}
+
+    @property
     def oldest(self) -> int:
         """The first number of the oldest waiting epoch; the next one to come when nothing waits."""
         return self._waiting[0].seq if self._waiting else self.seq + 1
 
     def add(
-        self, *, type_: str, subject: str, time: str, lane: Lane, monotonic: int, data: dict[str, Any]
+        self, *, type_: str, subject: str, time: str, monotonic: int, data: dict[str, Any]
     ) -> Event | None:
         """Give an event its name and keep it.
 
@@ -161,7 +178,6 @@ class Outbox:
             type_: CloudEvents type, e.g. `skerry.line.crossed`.
             subject: CloudEvents subject, e.g. `gate/count`.
             time: RFC 3339, when it happened.
-            lane: its priority class.
             monotonic: CLOCK_MONOTONIC in nanoseconds, when it was decided.
             data: what happened; plain values.
 
@@ -170,8 +186,8 @@ class Outbox:
         """
         seq = self.seq + 1
         event = Event(
-            id=f"{self.epoch}-{seq}", source=self._source, type=type_, time=time, subject=subject, lane=lane,
-            epoch=self.epoch, seq=seq, bootid=self._boot, monotonic=monotonic, data=data,
+            id=f"{self.epoch}-{seq}", source=self._source, type=type_, time=time, subject=subject,
+            lane=self.lane, epoch=self.epoch, seq=seq, bootid=self._boot, monotonic=monotonic, data=data,
         )  # fmt: skip
         payload = _encoder.encode(event)
         full = len(self._waiting) >= self._capacity or self._bytes + len(payload) > self._max_bytes
@@ -346,6 +362,97 @@ class Outbox:
         self._file, self._end = file, len(head) + self._end - start
         for entry in self._waiting:
             entry.at += len(head) - start
+
+
+class Outboxes:
+    """A producer's outboxes by lane, each in a folder of its own: `outbox-<lane>`. Not thread-safe.
+
+    Use `open`. Iterates from the highest lane to the lowest.
+
+    Attributes:
+        lane_of: the lane of each epoch that was known at `open`; it never changes, so any thread may read it.
+    """
+
+    def __init__(self, boxes: dict[Lane, Outbox]) -> None:
+        self._boxes = boxes
+        self.lane_of: Mapping[str, Lane] = {e: lane for lane, box in boxes.items() for e in box.epochs}
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        lanes: Collection[Lane],
+        source: str,
+        capacity: int,
+        *,
+        boot: str,
+        draw: Callable[[], str],
+        max_bytes: int = 256 * 1024 * 1024,
+        added_before: Mapping[Lane, int] = MappingProxyType({}),
+    ) -> Self:
+        """Open the outboxes of the lanes that are used, and of those that were: their events may still wait.
+
+        Args:
+            folder: the module's state folder.
+            lanes: the lanes that events will be added to.
+            source: CloudEvents source of new events.
+            capacity: events that may wait in each lane, 1 or more.
+            boot: identity of this boot of the machine.
+            draw: gives the name of a new epoch; it must never repeat, in no lane.
+            max_bytes: bytes of waiting events in each lane.
+            added_before: events ever added to a lane, for a journal that is gone.
+
+        Raises:
+            Unavailable: another process has one of them open.
+        """
+        boxes: dict[Lane, Outbox] = {}
+        try:
+            for lane in LANES:
+                path = folder / f"outbox-{lane}"
+                if lane in lanes or path.exists():
+                    boxes[lane] = Outbox.open(
+                        path, lane, source, capacity, boot=boot, draw=draw, max_bytes=max_bytes,
+                        added_before=added_before.get(lane, 0),
+                    )  # fmt: skip
+        except BaseException:
+            for box in boxes.values():
+                box.close()
+            raise
+        return cls(boxes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getitem__(self, lane: Lane) -> Outbox:
+        """The outbox of a lane that is open.
+
+        Raises:
+            KeyError: it is not.
+        """
+        return self._boxes[lane]
+
+    def __iter__(self) -> Iterator[Outbox]:
+        return iter(self._boxes.values())
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for acceptance, all lanes together."""
+        return sum(len(box) for box in self)
+
+    @property
+    def added(self) -> int:
+        """Events added in all epochs of all lanes."""
+        return sum(box.added for box in self)
+
+    def close(self) -> None:
+        """Close the files; what waits stays in them."""
+        for box in self:
+            box.close()
 
 
 def _lock(folder: Path) -> int:

@@ -35,12 +35,12 @@ class Epochs:
 def open_outbox(
     folder: Path, draw: Epochs, capacity: int = 1000, boot: str = "boot", max_bytes: int = 1 << 28
 ) -> Outbox:
-    return Outbox.open(folder, SOURCE, capacity, boot=boot, draw=draw, max_bytes=max_bytes)
+    return Outbox.open(folder, "event", SOURCE, capacity, boot=boot, draw=draw, max_bytes=max_bytes)
 
 
 def add(outbox: Outbox, n: int = 0, pad: int = 0) -> Event | None:
     return outbox.add(
-        type_="skerry.test", subject="belt/rule", time="2026-01-01T00:00:00.000Z", lane="event", monotonic=n,
+        type_="skerry.test", subject="belt/rule", time="2026-01-01T00:00:00.000Z", monotonic=n,
         data={"n": n, "pad": "x" * pad},
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_another_source_begins_an_epoch(tmp_path: Path) -> None:
     draw = Epochs()
     with open_outbox(tmp_path, draw) as outbox:
         add(outbox)
-    with Outbox.open(tmp_path, "skerry/renamed/decision", 10, boot="boot", draw=draw) as outbox:
+    with Outbox.open(tmp_path, "event", "skerry/renamed/decision", 10, boot="boot", draw=draw) as outbox:
         add(outbox)
         assert [(e.epoch, e.source) for e in (*outbox.pending(9), *outbox.pending(9, skip=1))] == [
             ("e1", SOURCE), ("e2", "skerry/renamed/decision"),
@@ -154,7 +154,7 @@ def test_a_later_epoch_may_be_accepted_first(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_is_gone_begins_an_epoch_with_the_count_it_is_given(tmp_path: Path) -> None:
-    outbox = Outbox.open(tmp_path, SOURCE, 10, boot="b", draw=lambda: "fresh", added_before=41)
+    outbox = Outbox.open(tmp_path, "event", SOURCE, 10, boot="b", draw=lambda: "fresh", added_before=41)
     assert (outbox.epoch, outbox.seq, outbox.added) == ("fresh", 0, 41)
     outbox.close()
 
@@ -164,7 +164,7 @@ def test_a_torn_end_is_dropped_and_no_number_names_two_events(tmp_path: Path, cu
     draw = Epochs()
     with open_outbox(tmp_path, draw) as outbox:
         events = [add(outbox, n) for n in range(4)]
-    path = tmp_path / "outbox"
+    path = tmp_path / "journal"
     os.truncate(path, path.stat().st_size - cut)
     with open_outbox(tmp_path, draw) as outbox:
         assert outbox.pending(9) == events[:3]
@@ -178,11 +178,11 @@ def test_whatever_byte_is_wrong_the_outbox_opens_with_what_came_before(tmp_path:
     draw, rng = Epochs(), random.Random(4)
     with open_outbox(tmp_path, draw) as outbox:
         events = [add(outbox, n) for n in range(6)]
-    whole = (tmp_path / "outbox").read_bytes()
+    whole = (tmp_path / "journal").read_bytes()
     for _ in range(200):
         at = rng.randrange(len(whole))
         damaged = whole[:at] + bytes([whole[at] ^ rng.randrange(1, 256)]) + whole[at + 1 :]
-        (tmp_path / "outbox").write_bytes(damaged)
+        (tmp_path / "journal").write_bytes(damaged)
         with open_outbox(tmp_path, draw) as outbox:
             kept = outbox.pending(9)
             assert kept == events[: len(kept)]
@@ -192,7 +192,7 @@ def test_whatever_byte_is_wrong_the_outbox_opens_with_what_came_before(tmp_path:
 
 @pytest.mark.parametrize("content", [b"", b"E", b"\0" * 4096, b"hello, world" * 99, os.urandom(5000)])
 def test_a_file_that_is_no_journal_is_begun_anew(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "outbox").write_bytes(content)
+    (tmp_path / "journal").write_bytes(content)
     with open_outbox(tmp_path, Epochs()) as outbox:
         assert names([add(outbox)]) == [("e1", 1)]
 
@@ -203,7 +203,7 @@ def test_accepted_events_do_not_stay_in_the_file(tmp_path: Path) -> None:
         for n in range(20_000):
             add(outbox, n)
             outbox.accepted("e1", n - 9)
-            assert (tmp_path / "outbox").stat().st_size < 3 * 1024 * 1024
+            assert (tmp_path / "journal").stat().st_size < 3 * 1024 * 1024
         waiting = outbox.pending(99)
     with open_outbox(tmp_path, draw) as again:
         assert again.pending(99) == waiting
@@ -226,9 +226,9 @@ from pathlib import Path
 from skerry.outbox import Outbox
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-outbox = Outbox.open(Path({str(tmp_path)!r}), {SOURCE!r}, 1000, boot="boot", draw=lambda: "e1")
+outbox = Outbox.open(Path({str(tmp_path)!r}), "event", {SOURCE!r}, 1000, boot="boot", draw=lambda: "e1")
 def add():
-    return outbox.add(type_="t", subject="s", time="t", lane="event", monotonic=1, data={{"pad": "x" * 900}})
+    return outbox.add(type_="t", subject="s", time="t", monotonic=1, data={{"pad": "x" * 900}})
 taken = sum(add() is not None for _ in range(50))
 print(taken, outbox.refused, outbox.seq)
 """
@@ -247,10 +247,10 @@ from pathlib import Path
 from skerry.outbox import Outbox
 def draw():
     return secrets.token_hex(4)
-outbox = Outbox.open(Path(sys.argv[1]), "skerry/test/decision", 10**6, boot="boot", draw=draw)
+outbox = Outbox.open(Path(sys.argv[1]), "event", "skerry/test/decision", 10**6, boot="boot", draw=draw)
 for n in itertools.count():
     data = {{"pad": "x" * (n * 97 % 5000)}}
-    event = outbox.add(type_="t", subject="s", time="t", lane="event", monotonic=n, data=data)
+    event = outbox.add(type_="t", subject="s", time="t", monotonic=n, data=data)
     sys.stdout.write(f"{{event.epoch}} {{event.seq}}\\n")
     sys.stdout.flush()
     if n % 7 == 0 and event.seq > 40:
@@ -302,10 +302,10 @@ import resource, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from skerry.outbox import Outbox
-outbox = Outbox.open(Path({str(tmp_path)!r}), {SOURCE!r}, 10**6, boot="boot", draw=lambda: "e1")
+outbox = Outbox.open(Path({str(tmp_path)!r}), "event", {SOURCE!r}, 10**6, boot="boot", draw=lambda: "e1")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for n in range(20_000):
-    outbox.add(type_="t", subject="s", time="t", lane="event", monotonic=1, data={{"pad": "x" * 2000}})
+    outbox.add(type_="t", subject="s", time="t", monotonic=1, data={{"pad": "x" * 2000}})
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -365,7 +365,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if event is None:
             return
         self.outbox.close()
-        path = self.folder / "outbox"
+        path = self.folder / "journal"
         os.truncate(path, path.stat().st_size - 3)  # killed in the middle of writing it
         self.outbox = self.opened()
 

@@ -14,10 +14,10 @@ CHUNK_BYTES = 192 * 1024
 
 
 class Delivery:
-    """Decides what to send next. Time comes in; nothing is published here.
+    """Decides what of one lane to send next. Time comes in; nothing is published here.
 
     Args:
-        outbox: holds the events.
+        outbox: holds the lane's events.
         producer: the name that acceptance comes back to.
         resend_s: go back to the oldest when nothing was accepted for this long.
     """
@@ -26,6 +26,7 @@ class Delivery:
         self._outbox, self._producer, self._resend_s = outbox, producer, resend_s
         self._sent = 0
         self._moved_s = 0.0
+        self._progress_s: float | None = None
         self.repeats = 0
         """How often it went back because nothing was accepted."""
 
@@ -33,6 +34,12 @@ class Delivery:
     def unsent(self) -> int:
         """Events that wait to be sent, for the first time or again."""
         return len(self._outbox) - self._sent
+
+    def silent_s(self, now_s: float) -> float:
+        """How long events have waited without one being accepted, in seconds; call it every now and then."""
+        if self._progress_s is None or not len(self._outbox):
+            self._progress_s = now_s
+        return now_s - self._progress_s
 
     def restart(self) -> None:
         """Begin again at the oldest: nothing that was sent before is known to have arrived."""
@@ -67,5 +74,5 @@ class Delivery:
         freed = self._outbox.accepted(epoch, seq)
         if freed:
             self._sent = max(self._sent - freed, 0)
-            self._moved_s = now_s
+            self._moved_s = self._progress_s = now_s
         return freed

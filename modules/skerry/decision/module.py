@@ -19,8 +19,8 @@ from skerry.decision.settings import DecisionSettings
 from skerry.decision.watch import Watch
 from skerry.errors import ConfigError
 from skerry.inbox import Inbox
-from skerry.messages import Accepted, Detections, Event
-from skerry.outbox import Outbox
+from skerry.messages import LANES, Accepted, Detections, Event, Lane
+from skerry.outbox import Outboxes
 from skerry.service import Host
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ _LONGEST_TEXT = 64
 _MAX_SAVED = 300
 """Line totals that are kept over a restart, all rules together."""
 _TIMED = 10_000
-"""Events whose way to acceptance is timed at one time."""
+"""Events of a lane whose way to acceptance is timed at one time."""
 
 
 class _Connected:
@@ -59,23 +59,30 @@ class Decision:
         """Results that made room for others, by camera; written by the bus's thread alone."""
         self._accounted: Counter[str] = Counter()
         """How many of them the tally knows; written by the loop alone."""
-        self._outbox = Outbox.open(
+        self._outboxes = Outboxes.open(
             host.state,
+            {rule.lane for rule in settings.rules},
             f"skerry/{settings.site}/{settings.module}",
             settings.outbox_events,
             boot=host.boot,
             draw=partial(secrets.token_hex, 8),
             max_bytes=settings.outbox_bytes,
-            added_before=host.tally["decided"] - host.tally["refused"],
+            added_before={
+                lane: host.tally[f"decided/{lane}"] - host.tally[f"refused/{lane}"] for lane in LANES
+            },
         )
-        self._delivery = Delivery(self._outbox, settings.module, settings.resend_s)
+        self._deliveries = {
+            outbox.lane: Delivery(outbox, settings.module, settings.resend_s) for outbox in self._outboxes
+        }
+        """From the highest lane to the lowest."""
         self._watches = {
             camera: Watch(settings.rules, camera, settings.tracker, host.tally[f"{camera}/tracks"] + 1)
             for camera in settings.cameras
         }
-        self._on_the_way: deque[tuple[str, int, int]] = deque(maxlen=_TIMED)
+        self._on_the_way: dict[Lane, deque[tuple[str, int, int]]] = {
+            lane: deque(maxlen=_TIMED) for lane in self._deliveries
+        }
         """(epoch, seq, decided_ns) of events whose acceptance will be timed."""
-        self._progress_s = time.monotonic()
         self._evaluated: deque[float] = deque(maxlen=10_000)
         self._remember()
         self._level()
@@ -96,8 +103,8 @@ class Decision:
         self._drain()
 
     def close(self) -> None:
-        """Close the outbox."""
-        self._outbox.close()
+        """Close the outboxes."""
+        self._outboxes.close()
 
     def _subscribe(self) -> None:
         for camera in self._settings.cameras:
@@ -107,7 +114,7 @@ class Decision:
 
     def _on_connect(self) -> None:
         """On the bus's thread."""
-        self._inbox.put(_Connected(), "control")
+        self._inbox.put(_Connected(), "connection")
 
     def _on_detections(self, camera: str, message: Detections) -> None:
         """On the bus's thread."""
@@ -123,7 +130,8 @@ class Decision:
         if message.producer != self._settings.module:
             self._ignore("wrong_producer", producer=message.producer)
             return
-        self._inbox.put(message, "control")
+        # Apart by lane: watermarks are cumulative, so newer ones may displace older ones of the same lane.
+        self._inbox.put(message, f"accepted {self._outboxes.lane_of.get(message.epoch, '')}")
 
     def _ignore(self, reason: str, **about: str) -> None:
         self._host.telemetry.count("skerry_messages_ignored_total", reason=reason)
@@ -136,7 +144,8 @@ class Decision:
             case Accepted():
                 self._accept(item)
             case _Connected():
-                self._delivery.restart()
+                for delivery in self._deliveries.values():
+                    delivery.restart()
 
     def _evaluate(self, message: Detections) -> None:
         """Let a camera's rules judge a result, and keep what they find."""
@@ -148,7 +157,11 @@ class Decision:
         started_ns = time.monotonic_ns()
         watch = self._watches[camera]
         findings = watch.step(message.media_ns, message.status, message.objects)
-        refused = sum(self._decide(finding, message, started_ns) is None for finding in findings)
+        kept: Counter[Lane] = Counter()
+        refused: Counter[Lane] = Counter()
+        for finding in findings:
+            event = self._decide(finding, message, started_ns)
+            (refused if event is None else kept)[finding.rule.lane] += 1
         changes = {
             f"{camera}/evaluated": 1,
             f"{camera}/sequence": message.sequence - tally[f"{camera}/sequence"],
@@ -159,14 +172,15 @@ class Decision:
         if missed:
             changes[f"{camera}/unseen"] = missed
         if findings:
-            changes |= {"decided": len(findings), "refused": refused, "unaccepted": len(findings) - refused}
+            changes |= _decided(kept, refused)
             changes |= self._state_changes(watch, {f.rule.name for f in findings})
         tally.add({name: n for name, n in changes.items() if n})
         self._full(refused)
         self._send()
-        if len(findings) > refused and not self._delivery.unsent:
+        published = sum(count for lane, count in kept.items() if not self._deliveries[lane].unsent)
+        if published:
             arrived_ms = (time.monotonic_ns() - message.captured_ns) / 1e6
-            for _ in range(len(findings) - refused):
+            for _ in range(published):
                 self._host.telemetry.latency("capture_to_event").add(arrived_ms)
                 self._host.telemetry.latency("beyond_session").add(arrived_ms - message.session_ms)
         self._host.telemetry.latency("evaluate").add((time.monotonic_ns() - started_ns) / 1e6)
@@ -199,16 +213,15 @@ class Decision:
 
     def _decide(self, finding: Finding, message: Detections, now_ns: int) -> Event | None:
         rule = finding.rule
-        event = self._outbox.add(
+        event = self._outboxes[rule.lane].add(
             type_=f"skerry.{finding.type}",
             subject=f"{rule.camera}/{rule.name}",
             time=message.time,
-            lane=rule.lane,
             monotonic=now_ns,
             data=_data(finding, message),
         )
         if event is not None:
-            self._on_the_way.append((event.epoch, event.seq, now_ns))
+            self._on_the_way[rule.lane].append((event.epoch, event.seq, now_ns))
         return event
 
     def _state_changes(self, watch: Watch, rules: set[str]) -> dict[str, int]:
@@ -242,72 +255,79 @@ class Decision:
                 watch.restore(
                     name, {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
                 )
-        for event in self._outbox.latest(_MAX_SAVED):
+        found = [event for outbox in self._outboxes for event in outbox.latest(_MAX_SAVED)]
+        # A rule has one lane, but may have had another: then its events are in two outboxes.
+        found.sort(key=lambda event: (event.bootid == self._host.boot, event.monotonic))
+        for event in found:
             watched = self._watches.get(str(event.data.get("camera")))
             if watched is not None:
                 watched.recall(event.data)
 
     def _level(self) -> None:
-        """Make the tally agree with the outbox: a kill may have come between the two."""
-        tally = self._host.tally
-        decided = self._outbox.added + tally["refused"]
-        tally.set({"decided": decided, "unaccepted": len(self._outbox)})
+        """Make the tally agree with the outboxes: a kill may have come between the two."""
+        tally, boxes = self._host.tally, self._outboxes
+        levels = {"decided": boxes.added + tally["refused"], "unaccepted": boxes.waiting}
+        for box in boxes:
+            levels[f"decided/{box.lane}"] = box.added + tally[f"refused/{box.lane}"]
+            levels[f"unaccepted/{box.lane}"] = len(box)
+        tally.set(levels)
 
     def _accept(self, message: Accepted) -> None:
         now_s = time.monotonic()
-        freed = self._delivery.accepted(message.epoch, message.seq, now_s)
-        if freed is None:
+        lane = self._outboxes.lane_of.get(message.epoch)
+        freed = lane and self._deliveries[lane].accepted(message.epoch, message.seq, now_s)
+        if lane is None or freed is None:
             self._ignore("watermark", epoch=message.epoch[:64], seq=str(message.seq)[:32])
             return
         if freed:
-            self._progress_s = now_s
-            self._host.tally.add({"unaccepted": -freed})
-            self._time_acceptance(message)
-            self._host.clear("acceptance")
-            self._host.clear("outbox")
+            self._host.tally.add({"unaccepted": -freed, f"unaccepted/{lane}": -freed})
+            self._time_acceptance(message, lane)
+            self._host.clear(f"acceptance of lane {lane}")
+            self._host.clear(f"outbox of lane {lane}")
 
-    def _time_acceptance(self, message: Accepted) -> None:
-        now_ns, waiting = time.monotonic_ns(), self._on_the_way
+    def _time_acceptance(self, message: Accepted, lane: Lane) -> None:
+        now_ns, waiting = time.monotonic_ns(), self._on_the_way[lane]
         while waiting and waiting[0][0] == message.epoch and waiting[0][1] <= message.seq:
             decided_ns = waiting.popleft()[2]
             self._host.telemetry.latency("event_to_accepted").add((now_ns - decided_ns) / 1e6)
 
     def _send(self) -> None:
-        """Publish what may be on its way; what the bus does not take is tried again."""
+        """Publish what may be on its way, highest lane first; what the bus does not take is tried again."""
         now_s = time.monotonic()
-        while self._bus.connected:
-            submission = self._delivery.next(now_s)
-            if submission is None or not self._bus.publish(EVENTS, submission, self._settings.module):
-                return
-            self._delivery.sent(submission.events, now_s)
+        for delivery in self._deliveries.values():
+            while self._bus.connected and (submission := delivery.next(now_s)) is not None:
+                if not self._bus.publish(EVENTS, submission, self._settings.module):
+                    return
+                delivery.sent(submission.events, now_s)
 
     def _watch_acceptance(self) -> None:
-        """Say so when the buffer has been silent for long."""
+        """Say so when the buffer has been silent for long, or takes nothing of a lane."""
         now_s = time.monotonic()
-        if not len(self._outbox):
-            self._progress_s = now_s
-        silent_s = now_s - self._progress_s
-        if silent_s > _LATE_AFTER * self._settings.resend_s:
-            self._host.fault("acceptance", "the buffer accepts nothing; events wait here")
+        for lane, delivery in self._deliveries.items():
+            if delivery.silent_s(now_s) > _LATE_AFTER * self._settings.resend_s:
+                self._host.fault(
+                    f"acceptance of lane {lane}", "the buffer accepts nothing of it; events wait here"
+                )
 
-    def _full(self, refused: int) -> None:
-        if refused:
-            waiting = len(self._outbox)
-            self._host.fault("outbox", f"full with {waiting} events; new ones are refused and counted")
+    def _full(self, refused: Counter[Lane]) -> None:
+        for lane in refused:
+            waiting = len(self._outboxes[lane])
+            self._host.fault(
+                f"outbox of lane {lane}", f"full with {waiting} events; new ones are refused and counted"
+            )
 
     def _drain(self) -> None:
         """Evaluate what waits, send it, and wait for acceptance while the grace period lasts."""
         deadline_s = time.monotonic() + max(self._settings.grace_s - _MARGIN_S, 0.0)
         while time.monotonic() < deadline_s:
             self._host.beat()
-            item = self._inbox.get(0.02 if len(self._outbox) else 0.0)
+            item = self._inbox.get(0.02 if self._outboxes.waiting else 0.0)
             self._take(item)
             self._send()
-            if item is None and not len(self._inbox) and not (len(self._outbox) and self._bus.connected):
+            if item is None and not len(self._inbox) and not (self._outboxes.waiting and self._bus.connected):
                 break
         self._explain_gaps()
-        left = len(self._outbox)
-        log.info("decision.drained", unaccepted=left, unevaluated=len(self._inbox))
+        log.info("decision.drained", unaccepted=self._outboxes.waiting, unevaluated=len(self._inbox))
 
     def _fps(self) -> float:
         since_s = time.monotonic() - _FPS_OVER_S
@@ -319,7 +339,10 @@ class Decision:
         show("skerry_events_decided_total", counts.get("decided", 0))
         show("skerry_events_refused_total", counts.get("refused", 0))
         show("skerry_events_unaccepted", counts.get("unaccepted", 0))
-        show("skerry_events_resends_total", self._delivery.repeats)
+        show("skerry_events_resends_total", sum(d.repeats for d in self._deliveries.values()))
+        for lane in self._deliveries:
+            show("skerry_outbox_refused_total", counts.get(f"refused/{lane}", 0), lane=lane)
+            show("skerry_outbox_events", counts.get(f"unaccepted/{lane}", 0), lane=lane)
         for camera, watch in self._watches.items():
             full = counts.get(f"{camera}/unseen/queue_full", 0)
             lost = counts.get(f"{camera}/unseen", 0) - full
@@ -345,6 +368,18 @@ def run(settings: DecisionSettings, bus: Bus, host: Host) -> None:
         decision.run()
     finally:
         decision.close()
+
+
+def _decided(kept: Counter[Lane], refused: Counter[Lane]) -> dict[str, int]:
+    """What the tally must add for events that were decided, in all and by lane."""
+    changes = {
+        "decided": kept.total() + refused.total(), "refused": refused.total(), "unaccepted": kept.total(),
+    }  # fmt: skip
+    for lane in kept.keys() | refused.keys():
+        changes[f"decided/{lane}"] = kept[lane] + refused[lane]
+        changes[f"refused/{lane}"] = refused[lane]
+        changes[f"unaccepted/{lane}"] = kept[lane]
+    return changes
 
 
 def _flaw(message: Detections, camera: str) -> str:

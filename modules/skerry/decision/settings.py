@@ -227,8 +227,8 @@ class DecisionSettings(ModuleSettings, frozen=True, kw_only=True):
     queue: Annotated[int, Meta(ge=1, le=10_000)] = 32
     """Results per camera that may wait; the oldest makes room and is counted."""
     outbox_events: Annotated[int, Meta(ge=1)] = 100_000
-    """Events that may wait for acceptance; what comes beyond is refused and counted."""
+    """Events of each lane that may wait for acceptance; what comes beyond is refused and counted."""
     outbox_bytes: Annotated[int, Meta(ge=65_536)] = 256 * 1024 * 1024
-    """Bytes of events that may wait for acceptance."""
+    """Bytes of each lane's events that may wait for acceptance. Its file may be twice as large."""
     resend_s: Positive = 1.0
     """Events are repeated when the buffer has accepted nothing for this long."""

@@ -16,7 +16,7 @@ from skerry.outbox import Outbox
 
 
 def open_outbox(folder: Path, boot: str = "boot", epoch: str = "e1") -> Outbox:
-    return Outbox.open(folder, "skerry/test/decision", 100_000, boot=boot, draw=lambda: epoch)
+    return Outbox.open(folder, "event", "skerry/test/decision", 100_000, boot=boot, draw=lambda: epoch)
 
 
 def fill(outbox: Outbox, count: int, size: int = 0) -> None:
@@ -25,7 +25,6 @@ def fill(outbox: Outbox, count: int, size: int = 0) -> None:
             type_="skerry.test",
             subject="belt/r",
             time="t",
-            lane="event",
             monotonic=n,
             data={"n": n, "pad": "x" * size},
         )
