@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --require-hashes
 SITE ?= sites/demo.yaml
 ARGS ?=
+# Most tests wait for processes, so there are more workers than cores.
+WORKERS ?= $(shell expr 2 + $$(nproc))
 
 # pip without -q shows what it fetches; this keeps that and drops the rest.
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
@@ -31,8 +33,8 @@ demo: $(VENV)/.setup  ## the bundled site, end to end, for half a minute
 run: $(VENV)/.setup  ## a site until Ctrl-C: make run SITE=sites/demo.yaml
 	@$(BIN)/skerry run $(SITE) $(ARGS)
 
-test: $(VENV)/.setup-dev  ## every test; make test ARGS="-k buffer" for some
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.setup-dev  ## every test; make test ARGS="-k buffer" for some, WORKERS=0 for one by one
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.setup-dev  ## format, lint, types, architecture, generated files
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts it right" >&2; exit 1; }

@@ -1,6 +1,7 @@
-"""Fixtures that more than one folder of tests uses."""
+"""Fixtures that more than one folder of tests uses, and which tests stay together in a parallel run."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,29 @@ _numbers = itertools.count(1)
 hypothesis.settings.register_profile("judge", derandomize=True)
 if needs.FORBIDDEN:
     hypothesis.settings.load_profile("judge")
+
+
+TOGETHER = (
+    r"acceptance/test_demo\.py::TestAMinuteOfBelt.*(\[seed\d+\])",
+    r"(acceptance/test_real_input\.py|integration/test_inference_real\.py)::",
+)
+"""Tests that share what takes long to make: one worker makes it, once. What matches is their name."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Hand out tests one by one, but for those that stay together.
+
+    The mark `xdist_group` would do, but has no effect with pytest 9.2 (pytest-xdist issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = (re.search(pattern, nodeid) for pattern in TOGETHER)
+            return next((match[1] for match in found if match), nodeid)
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,8 @@ def skerry(*arguments: str, within_s: float = 60) -> subprocess.CompletedProcess
     )
 
 
-def frame_stores() -> set[str]:
-    return {p.name for p in Path("/dev/shm").glob("skerry-small-*")}
+def frame_stores(site: str) -> set[str]:
+    return {p.name for p in Path("/dev/shm").glob(f"skerry-{site}-*")}
 
 
 @needs.mosquitto
@@ -46,9 +46,11 @@ def frame_stores() -> set[str]:
 def test_a_signal_drains_and_leaves_nothing_within_five_seconds(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    with site_run(tmp_path / "out", "run", str(write(tmp_path))) as run:
+    site = f"signalled-{os.getpid()}-{number}"  # other runs of the small site may be under way
+    text = SITE.replace("site: small", f"site: {site}")
+    with site_run(tmp_path / "out", "run", str(write(tmp_path, text))) as run:
         run.wait_for_events(1)
-        assert frame_stores()
+        assert frame_stores(site)
         began = time.monotonic()
         code, result = run.finish(number=number, within_s=10)
         assert time.monotonic() - began < 5
@@ -56,7 +58,7 @@ def test_a_signal_drains_and_leaves_nothing_within_five_seconds(
         assert result["ledger_balanced"]
         assert result["events"]["waiting"] == 0
     assert leftovers(run.out) == []
-    assert frame_stores() == set()
+    assert frame_stores(site) == set()
 
 
 @needs.mosquitto
