@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import paho.mqtt
@@ -17,23 +17,20 @@ import pytest
 import needs
 from events import event, events
 from oracle import Oracle
+from payloads import Payloads
+from records import of, record, records
+from skerry.batches import decode
 from skerry.broker import BrokerProcess
-from skerry.channels import Channel
 from skerry.errors import LinkDown
 from skerry.messages import Event
-from skerry.mqtt import MqttBus
-from skerry.settings import BusSettings
 from skerry.testing import eventually
 from skerry.uplink import settings as given
 from skerry.uplink.links import Link
 from skerry.uplink.links.file import FileLink
 from skerry.uplink.links.memory import MemoryLink
 from skerry.uplink.links.mqtt import MqttLink
+from skerry.uplink.record import read
 
-FAR = Channel(
-    name="far", address="skerry/{site}/far/{lane}", payload=Event, qos=1, retain=False, doc="Of tests only.",
-    max_bytes=1 << 20,
-)  # fmt: skip
 WANTED_PAHO = os.environ.get("SKERRY_TEST_PAHO")
 
 
@@ -46,6 +43,8 @@ class World(Protocol):
     def link(self) -> Link: ...
 
     def arrived(self) -> list[Event]: ...
+
+    def raw(self) -> list[bytes]: ...
 
     def cut(self) -> None:
         """Take the far end away."""
@@ -65,6 +64,9 @@ class MemoryWorld:
     def arrived(self) -> list[Event]:
         return self._link.arrived
 
+    def raw(self) -> list[bytes]:
+        return self._link.raw
+
     def cut(self) -> None:
         self._link.down = True
 
@@ -83,7 +85,10 @@ class FileWorld:
         return FileLink(self._path)
 
     def arrived(self) -> list[Event]:
-        return [msgspec.json.decode(line, type=Event) for line in self._path.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=Event) for line in self.raw()]
+
+    def raw(self) -> list[bytes]:
+        return self._path.read_bytes().splitlines()
 
     def cut(self) -> None:
         def fail(_file: int) -> None:
@@ -98,34 +103,43 @@ class FileWorld:
 class MqttWorld:
     repeats = True
 
-    def __init__(self, broker: BrokerProcess) -> None:
+    def __init__(self, broker: BrokerProcess, **changes: Any) -> None:
         self._broker = broker
-        self._got: list[Event] = []
-        self._bus = MqttBus(BusSettings(port=broker.port), "here", "far-end")
-        self._bus.subscribe(FAR, self._got.append)
-        self._bus.connect()
-        eventually(lambda: self._bus.connected)
+        self._changes = changes
+        self._payloads = Payloads(broker.port, "skerry/here/far/#")
+        self._payloads.start()
 
     def link(self) -> Link:
-        settings = given.MqttLink(host="127.0.0.1", port=self._broker.port, timeout_s=2.0)
+        settings = given.MqttLink(host="127.0.0.1", port=self._broker.port, timeout_s=2.0, **self._changes)
         return MqttLink(settings, "here", "link", threading.Event())
 
     def arrived(self) -> list[Event]:
-        return self._got
+        return [msgspec.json.decode(raw, type=Event) for raw in self.raw()]
+
+    def raw(self) -> list[bytes]:
+        return [raw for payload in list(self._payloads.got) for raw in decode(payload)]
 
     def cut(self) -> None:
         os.kill(self._broker.pid, signal.SIGKILL)
-        eventually(lambda: self._broker.poll() is not None and not self._bus.connected)
+        eventually(lambda: self._broker.poll() is not None and not self._payloads.connected)
 
     def restore(self) -> None:
         self._broker.start()
-        eventually(lambda: self._bus.connected)
+        self._payloads.start()
 
     def close(self) -> None:
-        self._bus.close()
+        self._payloads.stop()
 
 
-@pytest.fixture(params=["memory", "file", pytest.param("mqtt", marks=needs.mosquitto)])
+MQTT = {
+    "mqtt": {},
+    "mqtt-batch": {"format": "batch"},
+    "mqtt-gzip": {"format": "batch", "compression": "gzip"},
+    "mqtt-zstd": {"format": "batch", "compression": "zstd"},
+}
+
+
+@pytest.fixture(params=["memory", "file", *(pytest.param(name, marks=needs.mosquitto) for name in MQTT)])
 def world(request, tmp_path, monkeypatch) -> Iterator[World]:
     if request.param == "memory":
         yield MemoryWorld()
@@ -133,7 +147,7 @@ def world(request, tmp_path, monkeypatch) -> Iterator[World]:
         yield FileWorld(tmp_path, monkeypatch)
     else:
         with BrokerProcess(tmp_path / "broker", kind="mosquitto") as broker:
-            far = MqttWorld(broker)
+            far = MqttWorld(broker, **MQTT[request.param])
             yield far
             far.close()
 
@@ -154,7 +168,7 @@ def test_what_was_sent_is_there_in_order(world, link) -> None:
     oracle = Oracle()
     oracle.send(events(1, 250))
     for first in range(1, 250, 50):
-        link.send(events(first, first + 49))
+        link.send(records(first, first + 49))
     eventually(lambda: len(world.arrived()) == 250)
     oracle.check_complete(world.arrived(), {("/skerry/test/decision", "e1"): 250}, repeats=False)
 
@@ -165,7 +179,7 @@ def test_content_is_unchanged(world, link) -> None:
         subject='Tür/ü\u2028\n"',
         data={"deep": [{"a": [1, 2.5, None, True]}], "text": "\u0000\\n" * 50},
     )
-    link.send([odd, event(2, size=100_000)])
+    link.send([of(odd), of(event(2, size=100_000))])
     eventually(lambda: len(world.arrived()) == 2)
     assert list(world.arrived()) == [odd, event(2, size=100_000)]
 
@@ -173,25 +187,25 @@ def test_content_is_unchanged(world, link) -> None:
 def test_repeats_can_be_told(world, link) -> None:
     oracle = Oracle()
     oracle.send(events(1, 30))
-    link.send(events(1, 20))
-    link.send(events(11, 30))
+    link.send(records(1, 20))
+    link.send(records(11, 30))
     eventually(lambda: world.arrived()[-1].seq == 30)
     assert len(oracle.check_far_end(world.arrived(), repeats=world.repeats)) == 30
 
 
 def test_epochs_and_sources_are_apart(world, link) -> None:
-    link.send([*events(1, 2), *events(1, 2, epoch="e2"), *events(1, 2, source="/b")])
+    link.send([*records(1, 2), *records(1, 2, epoch="e2"), *records(1, 2, source="/b")])
     eventually(lambda: len(world.arrived()) == 6)
 
 
 def test_sending_before_opening_or_after_closing_is_refused(world) -> None:
     link = world.link()
     with pytest.raises(LinkDown):
-        link.send(events(1, 1))
+        link.send(records(1, 1))
     link.open()
     link.close()
     with pytest.raises(LinkDown):
-        link.send(events(1, 1))
+        link.send(records(1, 1))
 
 
 def test_a_far_end_that_is_away_is_said_to_be(world) -> None:
@@ -201,7 +215,7 @@ def test_a_far_end_that_is_away_is_said_to_be(world) -> None:
         link.open()
     world.restore()
     link.open()
-    link.send(events(1, 1))
+    link.send(records(1, 1))
     eventually(lambda: world.arrived())
     link.close()
 
@@ -209,16 +223,16 @@ def test_a_far_end_that_is_away_is_said_to_be(world) -> None:
 def test_a_far_end_that_goes_away_costs_nothing(world, link) -> None:
     oracle = Oracle()
     oracle.send(events(1, 30))
-    link.send(events(1, 10))
+    link.send(records(1, 10))
     eventually(lambda: len(world.arrived()) == 10)
     world.cut()
     with pytest.raises(LinkDown):
-        link.send(events(11, 20))
+        link.send(records(11, 20))
     link.close()
     world.restore()
     link.open()
-    link.send(events(11, 20))
-    link.send(events(21, 30))
+    link.send(records(11, 20))
+    link.send(records(21, 30))
     eventually(lambda: world.arrived()[-1].seq == 30)
     assert len(oracle.check_far_end(world.arrived(), repeats=world.repeats)) == 30
 
@@ -230,7 +244,7 @@ def test_a_link_made_anew_goes_on(world) -> None:
     for first in (1, 6, 16):
         link = world.link()
         link.open()
-        link.send(events(first, first + 14))
+        link.send(records(first, first + 14))
         link.close()
     eventually(lambda: world.arrived()[-1].seq == 30)
     assert len(oracle.check_far_end(world.arrived(), repeats=world.repeats)) == 30
@@ -246,8 +260,63 @@ def test_closing_is_quick_harmless_and_may_be_repeated(world) -> None:
     assert time.monotonic() - began < 5
     link.open()
     link.open()
-    link.send(events(1, 1))
+    link.send(records(1, 1))
     link.close()
+
+
+def test_several_batches_are_under_way_and_confirmed_in_order(world, link) -> None:
+    oracle = Oracle()
+    oracle.send(events(1, 40))
+    assert link.window >= 4
+    for first in (1, 11, 21, 31):
+        link.start(records(first, first + 9))
+    for _ in range(4):
+        eventually(link.finish)
+    assert not link.finish(0.01)
+    eventually(lambda: len(world.arrived()) == 40)
+    oracle.check_complete(world.arrived(), {("/skerry/test/decision", "e1"): 40}, repeats=False)
+
+
+def test_nothing_is_confirmed_that_was_not_started(world, link) -> None:
+    assert not link.finish(0.01)
+    link.start(records(1, 1))
+    eventually(link.finish)
+    assert not link.finish(0.01)
+
+
+def test_what_was_under_way_when_the_far_end_went_is_started_again(world, link) -> None:
+    oracle = Oracle()
+    oracle.send(events(1, 30))
+    link.send(records(1, 10))
+    eventually(lambda: len(world.arrived()) == 10)
+    world.cut()
+
+    def start_and_wait() -> None:
+        for first in (11, 21):
+            link.start(records(first, first + 9))
+        while not link.finish(0.01):
+            pass
+
+    with pytest.raises(LinkDown):
+        start_and_wait()
+    link.close()
+    world.restore()
+    link.open()
+    assert not link.finish(0.01)
+    for first in (11, 21):
+        link.start(records(first, first + 9))
+    for _ in range(2):
+        eventually(link.finish)
+    eventually(lambda: world.arrived()[-1].seq == 30)
+    assert len(oracle.check_far_end(world.arrived(), repeats=world.repeats)) == 30
+
+
+def test_the_bytes_of_an_event_arrive_as_they_were_accepted(world, link) -> None:
+    """Also where they are not how we would have written them."""
+    raw = b'{"data": {"b": 1.50, "a": [ ]}, ' + record(1).raw[1:].replace(b'"data":', b'"more":')
+    link.send([read(raw)])
+    eventually(lambda: world.raw())
+    assert world.raw() == [raw]
 
 
 @pytest.mark.skipif(WANTED_PAHO is not None, reason="this is that run")

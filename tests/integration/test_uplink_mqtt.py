@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import needs
-from events import event, events
+from records import record, records
 from skerry.broker import BrokerProcess, free_port, mosquitto
 from skerry.channels import Channel
 from skerry.children import end, spawn
@@ -97,7 +97,7 @@ def tls(keys: Path, **names: str) -> TlsSettings:
 def test_a_client_certificate_opens_the_door(keys: Path, mutual: int) -> None:
     link = link_to(port=mutual, tls=tls(keys, certificate="client.pem", key="client.key"))
     link.open()
-    link.send(events(1, 500))
+    link.send(records(1, 500))
     link.close()
 
 
@@ -139,7 +139,7 @@ def test_a_password_opens_the_door_and_a_wrong_one_does_not(tmp_path: Path) -> N
     with broker(tmp_path / "broker", f"allow_anonymous false\npassword_file {passwords}") as port:
         link = link_to(port=port, user="edge", password_file=str(tmp_path / "right"))
         link.open()
-        link.send(events(1, 3))
+        link.send(records(1, 3))
         link.close()
         with pytest.raises(LinkDown, match=r"refused: .*[Nn]ot authori[sz]ed"):
             link_to(port=port, user="edge", password_file=str(tmp_path / "wrong")).open()
@@ -161,7 +161,7 @@ def test_the_topic_is_made_from_site_lane_and_type(shared_broker: BrokerProcess)
     eventually(lambda: bus.connected)
     link = link_to(port=shared_broker.port, topic="plant/{site}/{lane}/{type}")
     link.open()
-    link.send([event(1, lane="alarm"), event(2)])
+    link.send([record(1, lane="alarm"), record(2)])
     eventually(lambda: [e.seq for e in got] == [1])
     link.close()
     bus.close()
@@ -172,8 +172,8 @@ def test_an_event_too_large_for_the_far_end_is_rejected_here(shared_broker: Brok
     link = link_to(port=shared_broker.port, max_payload_bytes=2000)
     link.open()
     with pytest.raises(Rejected, match="expected at most 2000 bytes, got"):
-        link.send([event(1), event(2, size=3000)])
-    link.send([event(1)])
+        link.send([record(1), record(2, size=3000)])
+    link.send([record(1)])
     link.close()
 
 
@@ -183,7 +183,7 @@ def test_a_frozen_far_end_is_down_within_the_time_given(tmp_path: Path) -> None:
         link.open()
         os.kill(frozen.pid, signal.SIGSTOP)
         try:
-            for attempt in (lambda: link.send(events(1, 3)), link.open):
+            for attempt in (lambda: link.send(records(1, 3)), link.open):
                 began = time.monotonic()
                 with pytest.raises(LinkDown, match=r"did not (confirm|connect) within 0\.5 s"):
                     attempt()
@@ -204,7 +204,7 @@ def test_stopping_ends_a_wait(tmp_path: Path) -> None:
             threading.Timer(0.2, stop.set).start()
             began = time.monotonic()
             with pytest.raises(LinkDown, match="stopping"):
-                link.send(events(1, 3))
+                link.send(records(1, 3))
             assert time.monotonic() - began < 10
         finally:
             os.kill(frozen.pid, signal.SIGCONT)
@@ -215,6 +215,6 @@ def test_no_thread_stays_behind(shared_broker: BrokerProcess) -> None:
     for _ in range(5):
         link = link_to(port=shared_broker.port)
         link.open()
-        link.send(events(1, 3))
+        link.send(records(1, 3))
         link.close()
     assert threading.active_count() == before

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 
 import msgspec
 
@@ -16,6 +17,8 @@ from skerry.messages import CameraStatus, Delivered, Detections, Event, Metrics,
 LATENCIES = ("capture_to_detection", "capture_to_event", "event_to_accepted", "event_to_delivered")
 EXTRA_LATENCIES = ("session", "beyond_session")
 """What the model's session takes, and what a pipeline from capture to event takes beyond that."""
+
+CONFIRMED = "skerry_events_confirmed_total"
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +38,8 @@ class Observer:
         self.status: dict[str, Status] = {}
         self.metrics: dict[str, Metrics] = {}
         self.cameras: dict[str, CameraStatus] = {}
-        self.recent: deque[Event] = deque(maxlen=recent)
-        self.delivered: Counter[str] = Counter()
+        self.recent: deque[bytes] = deque(maxlen=recent)
+        self._confirmed: dict[str, tuple[int, int]] = {}
         self.first_detection_s: float | None = None
         self._results: dict[str, tuple[int, int, int]] = {}
         self.peak_mb: dict[str, float] = {}
@@ -68,7 +71,17 @@ class Observer:
     def last_events(self, n: int) -> list[Event]:
         """The newest `n` delivered events, oldest first."""
         with self._lock:
-            return list(self.recent)[-n:]
+            newest = list(self.recent)[-n:]
+        found = []
+        for raw in newest:
+            with contextlib.suppress(msgspec.DecodeError):  # not ours: nothing to show
+                found.append(msgspec.json.decode(raw, type=Event))
+        return found
+
+    @property
+    def delivered(self) -> int:
+        """Events that the far end has confirmed, as the uplinks count them, also over their restarts."""
+        return sum(before + now for before, now in list(self._confirmed.values()))
 
     def runtimes(self) -> dict[str, Runtime]:
         """The runtime of each model, and what was measured to choose it."""
@@ -92,14 +105,16 @@ class Observer:
     def _on_metrics(self, metrics: Metrics) -> None:
         self.metrics[metrics.module] = metrics
         self.peak_mb[metrics.module] = max(self.peak_mb.get(metrics.module, 0.0), metrics.rss_mb)
+        if (count := metrics.counters.get(CONFIRMED)) is not None:
+            before, now = self._confirmed.get(metrics.module, (0, 0))
+            self._confirmed[metrics.module] = (before + now if count < now else before), int(count)
 
     def _on_camera(self, status: CameraStatus) -> None:
         self.cameras[status.camera] = status
 
     def _on_delivered(self, message: Delivered) -> None:
         with self._lock:
-            self.recent.extend(message.events)
-            self.delivered.update(e.type for e in message.events)
+            self.recent.extend(bytes(event) for event in message.events)
 
     def fps(self, camera: str) -> float:
         """Results per second between the first and the last of a camera, by inference's own clock."""

@@ -7,6 +7,7 @@ not in the album.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zlib
 from collections import Counter, OrderedDict, deque
@@ -109,7 +110,9 @@ class Album:
         self._results.put(result, key=result.camera)
 
     def _on_delivered(self, message: Delivered) -> None:
-        self._events.extend(message.events)
+        for raw in message.events:
+            with contextlib.suppress(msgspec.DecodeError):  # not ours: nothing to show
+                self._events.append(msgspec.json.decode(raw, type=Event))
 
     def _collect(self) -> None:
         while not self._stopping.is_set():

@@ -63,8 +63,7 @@ class Screen:
             for part in self._plan.parts
         )
         elapsed = time.monotonic() - self._began
-        delivered = sum(self._observer.delivered.values())
-        return f"{elapsed:5.0f} s  {phase}  {' '.join(rows)}  delivered={delivered}"
+        return f"{elapsed:5.0f} s  {phase}  {' '.join(rows)}  delivered={self._observer.delivered}"
 
     def _render(self, phase: str, restarts: Mapping[str, int], remaining_s: float | None) -> RenderableType:
         elapsed = time.monotonic() - self._began
@@ -110,7 +109,7 @@ class Screen:
 
     def _events(self) -> Panel:
         lines = [event_line(e) for e in self._observer.last_events(10)]
-        title = f"delivered {sum(self._observer.delivered.values())}"
+        title = f"delivered {self._observer.delivered}"
         return Panel(
             Group(*lines) if lines else Text("no events yet", style="dim"), title=title, title_align="left"
         )

@@ -111,7 +111,11 @@ def plan(site: Site, place: Place) -> Plan:
             kind="buffer",
             settings=BufferSettings(**shared("buffer", 1.0), limit_bytes=site.buffer.bytes),
         ),
-        Part(module="uplink", kind="uplink", settings=UplinkSettings(**shared("uplink", 0.7), link=link)),
+        Part(
+            module="uplink",
+            kind="uplink",
+            settings=UplinkSettings(**shared("uplink", 0.7), link=link, sending=site.uplink),
+        ),
     ]
     return Plan(site=site.site, parts=tuple(parts))
 

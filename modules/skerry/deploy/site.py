@@ -25,7 +25,7 @@ from skerry.messages import Name
 from skerry.models.package import Package
 from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Problem, Settings, convert, problems
-from skerry.uplink.settings import FileLink, Link
+from skerry.uplink.settings import FileLink, Link, Sending
 
 __all__ = ["Argument", "Site", "SiteBus", "load_site"]
 
@@ -80,6 +80,8 @@ class Site(Settings, frozen=True, kw_only=True):
     frames: FrameStoreSettings = FrameStoreSettings()
     buffer: BufferLimits = BufferLimits()
     link: Link = FileLink(path="events.jsonl")
+    uplink: Sending = Sending()
+    """How records are sent over the link: limits, hours, shares."""
     bus: SiteBus = SiteBus()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

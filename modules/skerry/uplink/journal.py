@@ -1,4 +1,4 @@
-"""A file of lines that only grows: durable when `append` returns, whole after any kill."""
+"""A file of lines that only grows: durable when `sync` returns, whole after any kill."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ class Journal:
         self.path = path
         self._file = -1
         self._durable = -1  # bytes known to be on disk; -1 before the first `open`
-
-    @property
-    def size(self) -> int:
-        """Bytes of whole lines."""
-        return max(self._durable, 0)
+        self._end = 0  # bytes written, durable or not
 
     def open(self) -> Iterator[bytes]:
         """Open for appending, and yield every line there is, without its newline.
@@ -52,28 +48,42 @@ class Journal:
                     yield line[:-1]
         os.ftruncate(self._file, whole)
         os.fdatasync(self._file)
-        self._durable = whole
+        self._durable = self._end = whole
 
-    def append(self, lines: Sequence[bytes]) -> None:
-        """Add lines; they are on disk when this returns.
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Add lines, without a line feed in them; they are on disk after `sync`. Returns their bytes.
 
         Raises:
-            OSError: none of them counts. Open the journal again before the next append.
+            OSError: none of what was added since the last `sync` counts. Open the journal again.
         """
         if self._file < 0:
             raise OSError("journal is not open")
-        content = b"".join(line + b"\n" for line in lines)
-        view, at = memoryview(content), self._durable
+        content = b"\n".join(lines) + b"\n"
+        view = memoryview(content)
         try:
             while view:
-                written = os.pwrite(self._file, view, at)
-                at += written
+                written = os.pwrite(self._file, view, self._end)
+                self._end += written
                 view = view[written:]
+        except OSError:
+            self.close()
+            raise
+        return len(content)
+
+    def sync(self) -> None:
+        """Make what was written durable.
+
+        Raises:
+            OSError: none of what was added since the last `sync` counts. Open the journal again.
+        """
+        if self._file < 0:
+            raise OSError("journal is not open")
+        try:
             os.fdatasync(self._file)
         except OSError:
             self.close()
             raise
-        self._durable = at
+        self._durable = self._end
 
     def close(self) -> None:
         """Close the file; it can be opened again."""

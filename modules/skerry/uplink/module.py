@@ -5,31 +5,42 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 
-import msgspec
 import structlog
 
 from skerry.bus import Bus
 from skerry.channels import DELIVERED, OUTBOUND, RECEIPTS
-from skerry.clock import utc
+from skerry.clock import synchronised
 from skerry.errors import LinkDown, Rejected
-from skerry.messages import Delivered, Event, Outbound, Receipt
+from skerry.messages import Delivered, Lane, Outbound
 from skerry.service import Host
 from skerry.uplink.backoff import Backoff
-from skerry.uplink.batches import Batches
+from skerry.uplink.circuit import STATES, Circuit
+from skerry.uplink.hours import Hours, zone
+from skerry.uplink.lanes import Lanes
+from skerry.uplink.limits import Meter
 from skerry.uplink.links import Link, make
-from skerry.uplink.progress import Progress
-from skerry.uplink.quarantine import Quarantine, Quarantined
+from skerry.uplink.parts import Part
+from skerry.uplink.record import Flaw, Record
 from skerry.uplink.settings import UplinkSettings
+from skerry.uplink.shares import Shares
+from skerry.uplink.shown import Shown
 
 _IDLE_S = 0.1
+_POLL_S = 0.005
+"""While something is under way and more may be: an alarm that comes meanwhile waits no longer than this."""
 _QUIET_S = 0.3
 """While stopping: no batch for this long means that the buffer has finished."""
 _DRAIN_SHARE = 0.7
 """Of the grace period; the rest is for closing."""
 _LAST_RETRY_S = 0.2
 """While stopping, the longest wait before the far end is tried again."""
+_HOURS_EVERY_S = 1.0
+_REFUSALS_S = 60.0
+"""Without a refusal for this long the module is well again."""
+_LONGEST_REASON = 300
 
 log = structlog.get_logger()
 Connect = Callable[[UplinkSettings, threading.Event], Link]
@@ -67,6 +78,7 @@ class Uplink:
     def __init__(
         self, settings: UplinkSettings, bus: Bus, host: Host, link: Link, stop: threading.Event
     ) -> None:
+        now, sending = time.monotonic(), settings.sending
         self._settings = settings
         self._bus = bus
         self._host = host
@@ -74,15 +86,25 @@ class Uplink:
         self._stop = stop
         self._open = False
         self._opening: threading.Thread | None = None
-        self._batches = Batches(settings.inbox_bytes)
-        self._progress = Progress()
-        self._backoff = Backoff(settings.backoff.first_s, settings.backoff.last_s, random.random)
-        self._quarantine = Quarantine(host.state / "quarantine.jsonl", settings.quarantine_bytes)
+        self._why = ""  # the link was lost
+        self._lanes = Lanes(settings.inbox_bytes)
+        self._under_way: deque[tuple[Part, str]] = deque()  # in order, each with the reason of its refusal
+        self._circuit = Circuit(Backoff(settings.backoff.first_s, settings.backoff.last_s, random.random))
+        self._shares = Shares(sending.live_share)
+        self._meter = Meter(sending.limits.all, now)
+        self._hours = Hours(sending.schedules, zone(sending.timezone))
+        self._hours_at = 0.0
+        self._held: frozenset[Lane] = frozenset()
+        self._shown = Shown(now)
+        self._refused_at: float | None = None
+        self._window = min(sending.window, link.window)
+        self._max_bytes = min(float(sending.batch_bytes), link.max_bytes)
 
     def serve(self) -> None:
         """Run until stopped and drained."""
         host = self._host
-        host.queue = lambda: len(self._batches)
+        host.queue = lambda: len(self._lanes)
+        host.before_metrics(self._show)
         self._bus.subscribe(OUTBOUND, self._on_outbound, self._settings.name)
         # Ready with the link still down: this is what makes the buffer send again what a
         # predecessor of this process had in its hands.
@@ -98,55 +120,152 @@ class Uplink:
         """Let go of the far end, unless a thread that the process will not wait for is still opening it."""
         if self._opening is None or not self._opening.is_alive():
             self._link.close()
-        self._quarantine.close()
+        self._open = False
 
     def _on_outbound(self, message: Outbound) -> None:
         """On the bus's thread."""
-        if not self._batches.put(message, len(msgspec.json.encode(message.events))):
-            self._host.telemetry.count("skerry_batches_dropped_total", reason="full")
+        dropped = self._lanes.put(message)
+        if dropped == "repeat":
+            self._host.telemetry.count("skerry_batches_repeated_total")
+        elif dropped:
+            self._host.telemetry.count("skerry_batches_dropped_total", reason=dropped)
 
     def _turn(self, timeout_s: float) -> bool:
-        """Deal with one batch; whether there was one."""
+        """Start what may be started and collect what is confirmed; whether anything moved."""
         self._host.beat()
-        message = self._batches.get(timeout_s)
-        if message is None:
-            return False
-        events = self._progress.todo(message)
-        if events is None:
-            self._host.telemetry.count("skerry_batches_dropped_total", reason="jump")
-        elif not events:
-            self._receipt(message.store, message.first + len(message.events) - 1)
-        else:
-            self._deliver(message, events)
-        return True
+        self._look_at_the_time()
+        moved = False
+        wait_s = timeout_s
+        try:
+            wait_s = self._start(timeout_s)
+            moved = self._collect()
+        except LinkDown as error:
+            self._lost(error)
+        for receipt in self._lanes.receipts():
+            self._bus.publish(RECEIPTS, receipt, self._settings.name)
+        if not self._under_way and not moved:
+            moved = self._lanes.wait(wait_s)
+        return moved
 
-    def _deliver(self, message: Outbound, events: Sequence[Event]) -> None:
-        """Send until the far end has every event, or it is in quarantine, or there is no more time."""
-        end = message.first + len(message.events)
-        alone = False
-        while events and not self._stop.is_set():
-            part = events[:1] if alone else events
-            try:
-                self._send(part)
-            except LinkDown as error:
-                self._lost(error)
-            except Rejected as error:
-                if not alone:
-                    alone = True  # one of them is refused: find out which
-                elif self._set_aside(message.store, end - len(events), part[0], str(error)):
-                    events = events[1:]
-                    self._receipt(message.store, end - len(events) - 1)
+    # Out
+
+    def _start(self, timeout_s: float) -> float:
+        """Start batches while there is room; how long to wait for more, in seconds.
+
+        Raises:
+            LinkDown: the far end is lost.
+        """
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if wait_s := self._circuit.wait_s(now):
+                if self._host.stopping.is_set():
+                    self._circuit.hurry(now + _LAST_RETRY_S)
+                return min(wait_s, timeout_s)
+            lane, wait_s = self._next_lane(now)
+            if lane is None:
+                return min(wait_s, timeout_s)
+            self._start_one(lane, now)
+        return timeout_s
+
+    def _next_lane(self, now: float) -> tuple[Lane | None, float]:
+        """Whose turn it is, or how long to wait for a turn, in seconds."""
+        waiting = {lane: b for lane, b in self._lanes.waiting().items() if lane not in self._held}
+        window = 1 if self._circuit.failures else self._window  # after a failure, one batch is the probe
+        kept = 1 if window > 1 else 0  # for an alarm
+        room = window - len(self._under_way)
+        lane = self._shares.choose(waiting) if room > 0 else None
+        if lane is None or (lane != "alarm" and room <= kept):
+            return None, _IDLE_S
+        wait_s = self._meter.wait_s(now, alarm=lane == "alarm")
+        return (None, wait_s) if wait_s else (lane, 0.0)
+
+    def _start_one(self, lane: Lane, now: float) -> None:
+        most: float = self._settings.sending.batch_events
+        if not self._link.whole:
+            most = min(most, self._meter.messages(now))
+        part = self._lanes.take(lane, most, self._max_bytes)
+        records = [r for r in part.records if isinstance(r, Record)]
+        first = part.records[0]
+        if isinstance(first, Flaw):
+            self._under_way.append((part, first.reason))
+            return
+        try:
+            if not self._open:
+                self._reach()
+            cost = self._link.start(records)
+        except LinkDown:
+            self._lanes.put_back(part)
+            raise
+        except Rejected as error:
+            if len(records) > 1:
+                self._lanes.put_back(part, alone=True)  # one of them is refused: find out which
             else:
-                events = events[len(part) :]
-                self._delivered(part)
-                self._receipt(message.store, end - len(events) - 1)
+                self._under_way.append((part, str(error)[:_LONGEST_REASON]))
+            return
+        self._under_way.append((part, ""))
+        self._shares.sent(lane, part.backlog, cost.bytes)
+        self._meter.pay(cost.messages, cost.bytes, now)
+        self._host.telemetry.count("skerry_link_messages_total", cost.messages)
+        self._host.telemetry.count("skerry_link_bytes_total", cost.bytes)
 
-    def _send(self, events: Sequence[Event]) -> None:
-        if not self._open:
-            self._reach()
-        self._link.send(events)
-        self._backoff.succeeded()
-        self._host.clear("link")
+    # Confirmed
+
+    def _collect(self) -> bool:
+        """Take note of what the far end has, oldest first; whether there was anything.
+
+        Raises:
+            LinkDown: the far end is lost.
+        """
+        any_yet = False
+        wait_s = _POLL_S
+        while self._under_way:
+            part, reason = self._under_way[0]
+            try:
+                if not reason and not self._link.finish(wait_s):
+                    break
+            except Rejected as error:
+                if len(self._under_way) > 1:
+                    raise LinkDown(f"refused with others under way: {error}") from error
+                reason = str(error)[:_LONGEST_REASON]
+                if len(part.records) > 1:
+                    self._under_way.popleft()
+                    self._lanes.put_back(part, alone=True)
+                    return True
+            self._under_way.popleft()
+            if reason:
+                self._refused(part, reason)
+            else:
+                self._delivered(part)
+            any_yet, wait_s = True, 0.0
+        return any_yet
+
+    def _refused(self, part: Part, reason: str) -> None:
+        self._lanes.confirm(part, reason)
+        self._host.telemetry.count("skerry_events_refused_total")
+        log.error("event.refused", store=part.chain.store, offset=part.last, reason=reason)
+        self._refused_at = time.monotonic()
+        self._host.fault("refused", f"the far end refuses events, last: {reason}")
+
+    def _delivered(self, part: Part) -> None:
+        now_s, now_ns = time.monotonic(), time.monotonic_ns()
+        records = [r for r in part.records if isinstance(r, Record)]
+        self._lanes.confirm(part)
+        latency = self._host.telemetry.latency("event_to_delivered")
+        # Of a backlog the first and the last say enough; a hundred thousand a second would cost a tenth.
+        for record in records[:: max(len(records) - 1, 1)] if part.backlog else records:
+            if record.envelope.bootid == self._host.boot:
+                latency.add((now_ns - record.envelope.monotonic) / 1e6)
+        self._host.tally.add({"confirmed": len(records)})
+        self._host.telemetry.count("skerry_events_confirmed_total", len(records))
+        if picked := self._shown.pick(records, now_s):
+            message = Delivered(module=self._settings.module, events=picked)
+            self._bus.publish(DELIVERED, message, self._settings.name)
+        before = self._circuit.state(now_s)
+        if self._circuit.succeeded():
+            log.info("circuit.closed", link=self._settings.name, before=before)
+            self._host.clear("link")
+
+    # The far end lost, and found again
 
     def _reach(self) -> None:
         """Open the link on a thread: name resolution and handshakes may outlast the watchdog's patience.
@@ -155,6 +274,9 @@ class Uplink:
             LinkDown: it could not be opened.
         """
         failure: list[Exception] = []
+        if self._circuit.failures:
+            log.info("circuit.half_open", link=self._settings.name, failures=self._circuit.failures)
+            self._host.fault("link", f"{self._why} (half-open, trying now)")
 
         def attempt() -> None:
             try:
@@ -175,49 +297,43 @@ class Uplink:
         log.info("link.open", link=self._settings.name)
 
     def _lost(self, error: LinkDown) -> None:
-        """Close the link and wait before it is tried again."""
+        """Take back all that is not confirmed, close the link and leave it in peace for a while."""
+        while self._under_way:
+            self._lanes.put_back(self._under_way.pop()[0])
         self.close()
-        self._open = False
-        self._host.fault("link", str(error))
+        wait_s = self._circuit.failed(time.monotonic())
+        self._why = str(error)
+        self._host.fault("link", f"{error} (open, next try in {wait_s:.1f} s)")
         self._host.telemetry.count("skerry_link_failures_total")
-        self._pause(self._backoff.failed())
+        if self._circuit.failures == 1:
+            log.warning("circuit.open", link=self._settings.name, wait_s=round(wait_s, 1), error=str(error))
 
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
-            self._host.beat()
-            if self._host.stopping.is_set():
-                self._stop.wait(min(left, _LAST_RETRY_S))
-                return
-            self._host.stopping.wait(min(left, 1.0))
+    # Time
 
-    def _set_aside(self, store: str, offset: int, event: Event, reason: str) -> bool:
-        """Put a refused event into quarantine; False when even that is not possible now."""
-        entry = Quarantined(time=utc(), reason=reason, store=store, offset=offset, event=event)
-        try:
-            added = self._quarantine.add(entry)
-        except OSError as error:
-            self._host.fault("quarantine", f"cannot write: {error.strerror} (make room, or check the disk)")
-            self._pause(self._backoff.failed())
-            return False
-        if added:
-            self._host.tally.add({"quarantined": 1})
-            self._host.telemetry.count("skerry_events_quarantined_total")
-            log.error("event.quarantined", id=event.id, offset=offset, reason=reason)
-        self._host.fault("quarantine", f"the far end refuses events, last: {reason}")
-        return True
+    def _look_at_the_time(self) -> None:
+        """What changes by itself: the hours of lanes, and a refusal that is long past."""
+        now = time.monotonic()
+        if self._refused_at is not None and now - self._refused_at > _REFUSALS_S:
+            self._refused_at = None
+            self._host.clear("refused")
+        if not self._hours or now < self._hours_at:
+            return
+        self._hours_at = now + _HOURS_EVERY_S
+        held = self._hours.held(time.time(), synchronised())
+        if held != self._held:
+            log.info("lanes.held", lanes=sorted(held))
+        self._held = held
 
-    def _delivered(self, events: Sequence[Event]) -> None:
-        now = time.monotonic_ns()
-        latency = self._host.telemetry.latency("event_to_delivered")
-        for event in events:
-            if event.bootid == self._host.boot:
-                latency.add((now - event.monotonic) / 1e6)
-        self._host.tally.add({"confirmed": len(events)})
-        self._host.telemetry.count("skerry_events_confirmed_total", len(events))
-        message = Delivered(module=self._settings.module, events=tuple(events))
-        self._bus.publish(DELIVERED, message, self._settings.name)
-
-    def _receipt(self, store: str, upto: int) -> None:
-        known = self._progress.confirm(store, upto)
-        self._bus.publish(RECEIPTS, Receipt(store=store, upto=known), self._settings.name)
+    def _show(self) -> None:
+        """Gauges, on the metrics thread."""
+        now, gauge = time.monotonic(), self._host.telemetry.gauge
+        state = self._circuit.state(now)
+        for name in STATES:
+            gauge("skerry_link_circuit", float(name == state), state=name)
+        gauge("skerry_link_retry_s", round(self._circuit.wait_s(now), 1))
+        gauge("skerry_batches_under_way", len(self._under_way))
+        blocked = self._lanes.blocked
+        for lane, size in self._lanes.sizes().items():
+            gauge("skerry_lane_bytes", size, lane=lane)
+            gauge("skerry_lane_held", float(lane in self._held), lane=lane, reason="hours")
+            gauge("skerry_lane_held", float(lane in blocked), lane=lane, reason="refusals")

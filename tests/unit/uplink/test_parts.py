@@ -4,24 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from events import events
 from skerry.errors import ConfigError
-from skerry.messages import Outbound
 from skerry.settings import parse
 from skerry.uplink.backoff import Backoff
-from skerry.uplink.batches import Batches
 from skerry.uplink.journal import Journal
-from skerry.uplink.progress import Progress
 from skerry.uplink.settings import FileLink, MqttLink, UplinkSettings
-
-
-def batch(first: int, last: int, *, base: int = 0, store: str = "s") -> Outbound:
-    return Outbound(store=store, first=first, base=base, events=events(first, last))
-
-
-def seqs(progress: Progress, message: Outbound) -> list[int] | None:
-    todo = progress.todo(message)
-    return None if todo is None else [e.seq for e in todo]
 
 
 def test_the_wait_grows_to_its_bound_and_begins_anew_after_a_success() -> None:
@@ -40,76 +27,26 @@ def test_an_endless_outage_does_not_overflow() -> None:
     assert {backoff.failed() for _ in range(5000)} == {1, 2, 4, 5}
 
 
-def test_batches_follow_one_another() -> None:
-    progress = Progress()
-    assert seqs(progress, batch(1, 3)) == [1, 2, 3]
-    progress.confirm("s", 3)
-    assert seqs(progress, batch(4, 5)) == [4, 5]
-
-
-def test_what_is_confirmed_is_skipped() -> None:
-    progress = Progress()
-    progress.confirm("s", 3)
-    assert seqs(progress, batch(1, 5)) == [4, 5]
-    assert seqs(progress, batch(1, 3)) == []
-
-
-def test_a_jump_waits_for_what_was_lost_on_the_bus() -> None:
-    progress = Progress()
-    assert seqs(progress, batch(4, 5)) is None
-    progress.confirm("s", 2)
-    assert seqs(progress, batch(4, 5)) is None
-
-
-def test_what_the_store_no_longer_has_is_not_waited_for() -> None:
-    progress = Progress()
-    assert seqs(progress, batch(9, 10, base=8)) == [9, 10]
-    progress.confirm("s", 3)
-    assert seqs(progress, batch(9, 10, base=8)) == [9, 10]
-
-
-def test_another_store_begins_anew() -> None:
-    progress = Progress()
-    progress.confirm("s", 100)
-    assert seqs(progress, batch(1, 2, store="t")) == [1, 2]
-
-
-def test_confirmation_never_goes_back_and_memory_is_bounded() -> None:
-    progress = Progress()
-    progress.confirm("s", 9)
-    assert progress.confirm("s", 4) == 9
-    for n in range(100):
-        progress.confirm(f"t{n}", 1)
-    assert seqs(progress, batch(1, 2)) == [1, 2]
-
-
-def test_waiting_batches_are_bounded_and_each_is_there_once() -> None:
-    waiting = Batches(max_bytes=100)
-    assert waiting.put(batch(1, 2), 60)
-    assert waiting.put(batch(1, 3), 70)
-    assert not waiting.put(batch(4, 5), 60)
-    first = waiting.get(0)
-    assert first is not None
-    assert len(first.events) == 3
-    assert waiting.get(0) is None
-    assert waiting.put(batch(4, 5), 10_000)
-
-
 def lines(journal: Journal) -> list[bytes]:
     return list(journal.open())
+
+
+def append(journal: Journal, items: list[bytes]) -> None:
+    journal.write(items)
+    journal.sync()
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lines"
     journal = Journal(path)
     assert lines(journal) == []
-    journal.append([b"one", b"two"])
+    append(journal, [b"one", b"two"])
     journal.close()
     with path.open("ab") as file:
         file.write(b"torn")
     again = Journal(path)
     assert lines(again) == [b"one", b"two"]
-    again.append([b"three"])
+    append(again, [b"three"])
     assert path.read_bytes() == b"one\ntwo\nthree\n"
 
 
@@ -119,7 +56,7 @@ def test_after_a_failure_what_may_not_be_on_disk_is_cut_off(
     path = tmp_path / "lines"
     journal = Journal(path)
     lines(journal)
-    journal.append([b"one"])
+    append(journal, [b"one"])
 
     def fail(_file: int) -> None:
         raise OSError(5, "Input/output error")
@@ -127,11 +64,11 @@ def test_after_a_failure_what_may_not_be_on_disk_is_cut_off(
     with monkeypatch.context() as patch:
         patch.setattr("os.fdatasync", fail)
         with pytest.raises(OSError, match="Input/output error"):
-            journal.append([b"two"])
+            append(journal, [b"two"])
     with pytest.raises(OSError, match="not open"):
-        journal.append([b"two"])
+        append(journal, [b"two"])
     assert lines(journal) == [b"one"]
-    journal.append([b"two"])
+    append(journal, [b"two"])
     assert path.read_bytes() == b"one\ntwo\n"
 
 

@@ -7,22 +7,23 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from events import event, events
 from oracle import Oracle
+from records import outbound
 from skerry.bus import MemoryBroker, MemoryBus
 from skerry.channels import DELIVERED, OUTBOUND, RECEIPTS
 from skerry.clock import boot_id
-from skerry.messages import Delivered, Event, Outbound, Receipt
+from skerry.messages import Delivered, Event, Lane, Outbound, Receipt
 from skerry.service import Host
 from skerry.settings import parse
 from skerry.testing import eventually, running
 from skerry.uplink.links.memory import MemoryLink
 from skerry.uplink.module import run
-from skerry.uplink.quarantine import Quarantined
 from skerry.uplink.settings import UplinkSettings
 
 
@@ -53,12 +54,16 @@ class World:
             eventually(lambda: host.condition[0] in ("ready", "degraded"))
             yield host
 
-    def send(self, first: int, last: int, *, base: int = 0, store: str = "s") -> None:
-        self.send_events(first, events(first, last), base=base, store=store)
+    def send(self, first: int, last: int, **more: Any) -> None:
+        self.send_events(first, events(first, last), **more)
 
-    def send_events(self, first: int, content: Sequence[Event], *, base: int = 0, store: str = "s") -> None:
-        message = Outbound(store=store, first=first, base=base, events=tuple(content))
-        self.outside.publish(OUTBOUND, message, "uplink")
+    def send_events(self, first: int, content: Sequence[Event], **more: Any) -> None:
+        self.outside.publish(OUTBOUND, outbound(first, list(content), **more), "uplink")
+
+    def send_lane(self, lane: Lane, first: int, last: int, *, size: int = 0, **more: Any) -> None:
+        """Records of a lane, whose store and epoch have its name."""
+        content = [event(n, lane=lane, epoch=lane, size=size) for n in range(first, last + 1)]
+        self.send_events(first, content, store=lane, lane=lane, **more)
 
     def upto(self, store: str = "s") -> int:
         return max((r.upto for r in self.receipts if r.store == store), default=0)
@@ -84,7 +89,8 @@ def test_delivered_events_are_shown(world: World) -> None:
     with world.up():
         world.send(1, 3)
         eventually(lambda: world.delivered)
-        assert [e.seq for e in world.delivered[0].events] == [1, 2, 3]
+        shown = [msgspec.json.decode(e, type=Event).seq for m in world.delivered for e in m.events]
+        assert shown == [1, 2, 3]
 
 
 def test_nothing_is_receipted_that_the_far_end_did_not_confirm(world: World) -> None:
@@ -148,35 +154,109 @@ def test_a_new_store_begins_at_its_own_offsets(world: World) -> None:
         eventually(lambda: (world.upto(), world.upto("t")) == (5, 2))
 
 
-def test_a_refused_event_is_set_aside_and_the_others_arrive(tmp_path: Path) -> None:
-    world = World(tmp_path, MemoryLink(refuse=lambda e: "too large" if e.seq in (3, 7) else ""))
+def refused(world: World, store: str = "s") -> dict[int, str]:
+    return {r.offset: r.reason for x in world.receipts if x.store == store for r in x.refused}
+
+
+@pytest.mark.parametrize(("window", "late"), [(4, False), (1, False), (1, True)])
+def test_a_refused_event_is_reported_and_the_others_arrive_in_order(
+    tmp_path: Path, window: int, late: bool
+) -> None:
+    link = MemoryLink(refuse=lambda e: "too large" if e.seq in (3, 7) else "", window=window, late=late)
+    world = World(tmp_path, link)
     with world.up() as host:
         world.send(1, 5)
         world.send(6, 9)
         eventually(lambda: world.upto() == 9)
-        assert (host.tally["confirmed"], host.tally["quarantined"]) == (7, 2)
-        assert host.telemetry.values()["skerry_events_quarantined_total"] == 2
+        assert host.tally["confirmed"] == 7
+        assert host.telemetry.values()["skerry_events_refused_total"] == 2
         assert "refuses events, last: memory: e1-7: too large" in host.condition[1]
-    assert [e.seq for e in world.link.arrived] == [1, 2, 4, 5, 6, 8, 9]
-    kept = [
-        msgspec.json.decode(x, type=Quarantined)
-        for x in (tmp_path / "quarantine.jsonl").read_bytes().splitlines()
-    ]
-    assert [(k.offset, k.event.seq, k.reason) for k in kept] == [
-        (3, 3, "memory: e1-3: too large"), (7, 7, "memory: e1-7: too large"),
-    ]  # fmt: skip
+    assert [e.seq for e in link.arrived] == [1, 2, 4, 5, 6, 8, 9]
+    assert refused(world) == {3: "memory: e1-3: too large", 7: "memory: e1-7: too large"}
 
 
-def test_without_room_for_the_quarantine_nothing_is_receipted(tmp_path: Path) -> None:
+def test_a_refusal_is_repeated_until_the_buffer_has_taken_note(tmp_path: Path) -> None:
     world = World(tmp_path, MemoryLink(refuse=lambda e: "no" if e.seq == 2 else ""))
-    blocker = tmp_path / "quarantine.jsonl"
-    blocker.mkdir(parents=True)
-    with world.up() as host:
+    with world.up():
         world.send(1, 3)
-        eventually(lambda: "quarantine: cannot write" in host.condition[1])
-        assert world.upto() == 1
-        blocker.rmdir()
         eventually(lambda: world.upto() == 3)
+        world.send(4, 4)
+        eventually(lambda: world.upto() == 4)
+        assert [r.offset for r in world.receipts[-1].refused] == [2]
+        world.send(1, 4)  # the receipt was lost
+        eventually(lambda: len([r for r in world.receipts if r.upto == 4]) == 2)
+        assert [r.offset for r in world.receipts[-1].refused] == [2]
+        world.send(5, 5, base=4)
+        eventually(lambda: world.upto() == 5)
+        assert world.receipts[-1].refused == ()
+
+
+def test_no_receipt_passes_a_refused_event_without_naming_it(tmp_path: Path) -> None:
+    world = World(tmp_path, MemoryLink(refuse=lambda e: "no" if e.seq % 5 == 0 else ""))
+    with world.up():
+        for first in range(1, 100, 10):
+            world.send(first, first + 9)
+        eventually(lambda: world.upto() == 100)
+    for receipt in world.receipts:
+        assert {r.offset for r in receipt.refused} == set(range(5, receipt.upto + 1, 5))
+
+
+def test_a_far_end_that_refuses_everything_stops_its_lane_and_no_other(tmp_path: Path) -> None:
+    link_window = 4
+    world = World(tmp_path, MemoryLink(refuse=lambda e: "no" if e.lane == "bulk" else "", window=link_window))
+    with world.up() as host:
+        for first in range(1, 200, 20):
+            world.send_lane("bulk", first, first + 19)
+        eventually(lambda: world.upto("bulk") >= 64)
+        world.send_lane("event", 1, 5)
+        eventually(lambda: world.upto("event") == 5)
+        host.refresh()
+        assert host.telemetry.values()["skerry_lane_held{lane=bulk,reason=refusals}"] == 1
+        assert world.upto("bulk") <= 64 + link_window
+        world.send_lane("bulk", 201, 210, base=64)  # the buffer has taken note
+        eventually(lambda: world.upto("bulk") >= 128)
+
+
+def test_what_is_no_event_is_refused_and_keeps_nobody_waiting(world: World) -> None:
+    odd = [b"null", b"[1]", b'"text"', b'{"id":"x"}', b"3.5", b"{}"]
+    with world.up():
+        good = [msgspec.json.encode(e) for e in events(1, 2)]
+        raws = tuple(msgspec.Raw(r) for r in [good[0], *odd, good[1]])
+        message = Outbound(store="s", lane="event", first=1, last=len(raws), events=raws)
+        world.outside.publish(OUTBOUND, message, "uplink")
+        eventually(lambda: world.upto() == len(raws))
+    assert [e.seq for e in world.link.arrived] == [1, 2]
+    assert sorted(refused(world)) == [2, 3, 4, 5, 6, 7]
+    assert all(reason.startswith("not an event: ") for reason in refused(world).values())
+
+
+def test_a_message_that_contradicts_itself_is_dropped(world: World) -> None:
+    with world.up() as host:
+        world.send_events(1, events(1, 2), last=9)  # only a gap stands for many
+        world.send_events(1, events(1, 1), last=5)
+        world.send_events(5, events(1, 1), last=2)
+        world.send_events(1, events(1, 1))
+        world.send_events(2, events(2, 2), lane="bulk")  # a store is of one lane
+        eventually(lambda: dropped(host) == 4)
+        eventually(lambda: world.upto() == 1)
+    assert [e.seq for e in world.link.arrived] == [1]
+
+
+def gap(seq: int) -> Event:
+    return msgspec.structs.replace(event(seq, epoch="chain"), type="skerry.gap")
+
+
+def test_a_gap_record_stands_for_all_that_it_spans(world: World) -> None:
+    with world.up():
+        world.send(1, 3)
+        world.send_events(4, [gap(4)], last=50)
+        world.send(51, 52)
+        eventually(lambda: world.upto() == 52)
+        world.send_events(40, [gap(40)], last=60)  # it grew, and begins among what is confirmed
+        eventually(lambda: world.upto() == 60)
+    assert [e.id for e in world.link.arrived] == [
+        "e1-1", "e1-2", "e1-3", "chain-4", "e1-51", "e1-52", "chain-40",
+    ]  # fmt: skip
 
 
 def test_an_outage_in_the_middle_of_a_search_for_the_refused_one_loses_nothing(tmp_path: Path) -> None:
@@ -189,13 +269,17 @@ def test_an_outage_in_the_middle_of_a_search_for_the_refused_one_loses_nothing(t
     assert [e.seq for e in link.received] == [1, 2, 3, 4, 6, 7, 8]
 
 
+def dropped(host: Host) -> float:
+    return sum(n for name, n in host.telemetry.values().items() if name.startswith("skerry_batches_dropped"))
+
+
 def test_more_than_memory_may_hold_is_dropped_and_taken_when_it_comes_again(tmp_path: Path) -> None:
     world = World(tmp_path, inbox_bytes=64 * 1024)
     world.link.down = True
     with world.up() as host:
         for first in range(1, 101):
             world.send_events(first, [event(first, size=3000)])
-        eventually(lambda: host.telemetry.values().get("skerry_batches_dropped_total{reason=full}", 0) > 50)
+        eventually(lambda: dropped(host) > 20)
         world.link.down = False
         eventually(lambda: world.upto() > 10)
         while world.upto() < 100:
@@ -258,3 +342,165 @@ def test_a_link_that_opens_slowly_does_not_stall_the_loop(tmp_path: Path) -> Non
         alive = []
         eventually(lambda: alive.append(host.alive) or world.upto() == 1)
         assert all(alive)
+
+
+def test_several_batches_are_under_way_and_receipted_in_order(tmp_path: Path) -> None:
+    link = MemoryLink(window=8)
+    world = World(tmp_path, link)
+    link.slow = True
+    with world.up():
+        for first in range(1, 1000, 100):
+            world.send(first, first + 99)
+        eventually(lambda: link.most == 7)
+        assert world.receipts == []
+        link.slow = False
+        eventually(lambda: world.upto() == 1000)
+    assert [r.upto for r in world.receipts] == sorted({r.upto for r in world.receipts})
+    assert [e.seq for e in link.arrived] == list(range(1, 1001))
+
+
+def test_after_an_outage_all_that_was_under_way_is_sent_again_in_order(tmp_path: Path) -> None:
+    link = MemoryLink(window=8)
+    world = World(tmp_path, link)
+    link.slow = True
+    with world.up() as host:
+        for first in range(1, 500, 100):
+            world.send(first, first + 99)
+        eventually(lambda: len(link.arrived) == 500)
+        link.down = True
+        eventually(lambda: host.condition[0] == "degraded")
+        link.down = link.slow = False
+        eventually(lambda: world.upto() == 500)
+    assert [e.seq for e in link.arrived] == [*range(1, 501), *range(1, 501)]
+
+
+def test_an_alarm_overtakes_a_window_full_of_bulk(tmp_path: Path) -> None:
+    link = MemoryLink(window=4)
+    world = World(tmp_path, link)
+    link.slow = True
+    with world.up():
+        for first in range(1, 1000, 100):
+            world.send_lane("bulk", first, first + 99, backlog=True)
+        eventually(lambda: link.most == 3)
+        world.send_lane("alarm", 1, 1)
+        eventually(lambda: link.arrived[-1].lane == "alarm")
+        link.slow = False
+        eventually(lambda: world.upto("bulk") == 1000 and world.upto("alarm") == 1)
+    assert [e.lane for e in link.arrived].index("alarm") == 300
+
+
+def test_an_inbox_full_of_bulk_has_room_for_an_alarm(tmp_path: Path) -> None:
+    world = World(tmp_path, inbox_bytes=64 * 1024)
+    world.link.down = True
+    with world.up() as host:
+        for first in range(1, 51):
+            world.send_lane("bulk", first, first, size=3000)
+        eventually(lambda: dropped(host) > 20)
+        world.send_lane("alarm", 1, 1)
+        world.link.down = False
+        eventually(lambda: world.upto("alarm") == 1)
+
+
+def test_live_and_backlog_share_the_pipe(tmp_path: Path) -> None:
+    link = MemoryLink(window=1)
+    world = World(tmp_path, link, sending={"live_share": 0.25, "batch_events": 10})
+    link.down = True
+    with world.up() as host:
+        for first in range(1, 401, 100):
+            world.send_lane("event", first, first + 99)
+            world.send_lane("telemetry", first, first + 99, backlog=True)
+        eventually(lambda: host.condition[0] == "degraded")
+        link.down = False
+        eventually(lambda: world.upto("event") == world.upto("telemetry") == 400)
+    first_half = [e.lane for e in link.received[:400]]
+    assert 90 <= first_half.count("event") <= 110
+    for lane in ("event", "telemetry"):
+        assert [e.seq for e in link.received if e.lane == lane] == list(range(1, 401))
+
+
+def test_a_lane_outside_its_hours_waits_and_holds_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noon, night = 1_772_366_400.0, 1_772_406_000.0  # 12:00 and 23:00 UTC
+    monkeypatch.setattr("skerry.uplink.module.synchronised", lambda: True)
+    now = [noon]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    world = World(tmp_path, sending={"schedules": {"bulk": ["22:00-06:00"]}})
+    with world.up() as host:
+        world.send_lane("bulk", 1, 5)
+        world.send_lane("event", 1, 5)
+        eventually(lambda: world.upto("event") == 5)
+        host.refresh()
+        assert host.telemetry.values()["skerry_lane_held{lane=bulk,reason=hours}"] == 1
+        assert world.upto("bulk") == 0
+        now[0] = night
+        eventually(lambda: world.upto("bulk") == 5)
+
+
+def test_hours_do_not_hold_a_lane_by_a_clock_that_nobody_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry.uplink.module.synchronised", lambda: False)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    world = World(tmp_path, sending={"schedules": {"bulk": ["22:00-06:00"]}})
+    with world.up():
+        world.send_lane("bulk", 1, 5)
+        eventually(lambda: world.upto("bulk") == 5)
+
+
+def test_a_link_keeps_to_its_limit_and_an_alarm_goes_ahead_of_it(tmp_path: Path) -> None:
+    world = World(tmp_path, sending={"limits": {"messages_per_s": 2}})
+    with world.up():
+        for first in range(1, 6):
+            world.send_lane("bulk", first * 100 - 99, first * 100, backlog=True)
+        eventually(lambda: world.upto("bulk") >= 100)
+        world.send_lane("alarm", 1, 1)
+        eventually(lambda: world.upto("alarm") == 1)
+        assert world.upto("bulk") < 500
+
+
+def test_stopping_does_not_wait_for_a_limit(tmp_path: Path) -> None:
+    world = World(tmp_path, sending={"limits": {"bytes_per_s": 10}})
+    with world.up() as host:
+        for first in range(1, 6):
+            world.send(first * 100 - 99, first * 100)
+        eventually(lambda: world.upto() >= 100)
+        began = time.monotonic()
+        host.stopping.set()
+    assert time.monotonic() - began < 5
+
+
+def test_the_circuit_is_shown(tmp_path: Path) -> None:
+    def state(host: Host) -> str:
+        host.refresh()
+        values = host.telemetry.values()
+        return next(s for s in ("closed", "half-open", "open") if values[f"skerry_link_circuit{{state={s}}}"])
+
+    world = World(tmp_path, backoff={"first_s": 60, "last_s": 60})
+    world.link.down = True
+    with world.up() as host:
+        assert state(host) == "closed"
+        world.send(1, 1)
+        eventually(lambda: host.condition[0] == "degraded")
+        assert "(open, next try in " in host.condition[1]
+        assert state(host) == "open"
+        assert 0 < host.telemetry.values()["skerry_link_retry_s"] <= 60
+
+
+def test_after_an_outage_one_batch_is_the_probe(tmp_path: Path) -> None:
+    link = MemoryLink(window=8)
+    world = World(tmp_path, link)
+    link.down = True
+    with world.up() as host:
+        for first in range(1, 500, 100):
+            world.send(first, first + 99)
+        eventually(lambda: host.condition[0] == "degraded")
+        link.slow = True
+        link.down = False
+        eventually(lambda: link.arrived)
+        assert not link.finish(0.01)
+        assert link.most == 1
+        assert "half-open" in host.condition[1]
+        link.slow = False
+        eventually(lambda: world.upto() == 500)
+        eventually(lambda: host.condition == ("ready", ""))

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from skerry.messages import Event
 from skerry.uplink import settings as given
+from skerry.uplink.record import Record
+
+
+class Cost(NamedTuple):
+    """What a batch took of the way out."""
+
+    messages: int
+    bytes: int
 
 
 class Link(Protocol):
     """A way to one far end, used by one thread at a time.
 
-    The life of a link is `open`, `send` as often as there is something, `close`; and again from
-    `open` after a `LinkDown`.
+    The life of a link is `open`, batches, `close`; and again from `open` after a `LinkDown`. Batches
+    are handed over with `start` and confirmed, in the same order, with `finish`; `send` is both. Any
+    number up to `window` may be started and not finished.
+
+    Attributes:
+        window: batches that may be under way, 1 or more. A far end that may refuse a batch when it
+            already has the next one must have 1: what is not refused of the first would come after
+            the second, and be taken for a repeat.
+        whole: whether a batch is one message; else each event is one.
+        max_bytes: of the events of a batch, each counted with a byte more: a batch of several within
+            it is never refused for its size. Infinity: any.
     """
 
+    window: int
+    whole: bool = True
+    max_bytes: float = math.inf
+
+    @abstractmethod
     def open(self) -> None:
         """Reach the far end.
 
@@ -25,19 +48,49 @@ class Link(Protocol):
             LinkDown: not now.
         """
 
-    def send(self, batch: Sequence[Event]) -> None:
-        """Hand over events, in order; returns when the far end has every one of them.
+    @abstractmethod
+    def start(self, batch: Sequence[Record]) -> Cost:
+        """Hand over records, in order, behind those of the batches before. Does not wait for the far end.
 
-        After any error the far end may have some of them, so they are sent again: it must tell
-        repeats (`skerry.receiver`), or stand them.
+        Raises:
+            LinkDown: they could not be handed over; nothing that is under way counts any more.
+            Rejected: the far end will never take at least one of them. None of this batch is sent;
+                what was started before is under way still.
+        """
+
+    @abstractmethod
+    def finish(self, timeout_s: float = math.inf) -> bool:
+        """Wait until the far end has every record of the oldest batch under way.
+
+        After any error the far end may have some of what was under way, so it is sent again: the far
+        end must tell repeats (`skerry.receiver`), or stand them.
+
+        Args:
+            timeout_s: how long to wait at most. What the far end itself is given is the link's own setting.
+
+        Returns:
+            False when it is not confirmed yet, or nothing is under way.
+
+        Raises:
+            LinkDown: the far end did not confirm it: nothing that is under way counts. Close and open
+                the link, then start all of it again.
+            Rejected: the far end refused it, and has none of it; only where `window` is 1.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go at once, confirmed or not. Never raises; may be called at any time, and again."""
+
+    def send(self, batch: Sequence[Record]) -> None:
+        """Hand over records and return when the far end has every one of them. Nothing else is under way.
 
         Raises:
             LinkDown: the far end did not confirm them all. Close and open the link, then send again.
             Rejected: it will never take at least one of them. Sent one by one, that one is found.
         """
-
-    def close(self) -> None:
-        """Let go at once, confirmed or not. Never raises; may be called at any time, and again."""
+        self.start(batch)
+        while not self.finish():
+            pass
 
 
 def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
@@ -45,7 +98,10 @@ def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
 
     Args:
         settings: of the uplink.
-        stop: set when the process has no more time: no `send` may wait any longer.
+        stop: set when the process has no more time: no `finish` may wait any longer.
+
+    Raises:
+        ConfigError: a file that it needs cannot be read, or a package is missing.
     """
     if isinstance(settings.link, given.FileLink):
         from skerry.uplink.links.file import FileLink  # noqa: PLC0415 - only the one that is used
@@ -53,4 +109,4 @@ def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
         return FileLink(Path(settings.link.path))
     from skerry.uplink.links.mqtt import MqttLink  # noqa: PLC0415 - only the one that is used
 
-    return MqttLink(settings.link, settings.site, settings.name, stop)
+    return MqttLink(settings.link, settings.site, settings.name, stop, settings.sending.limits.all)
