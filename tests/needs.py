@@ -4,6 +4,7 @@ With SKERRY_FORBID_SKIPS=1 (as in continuous integration) nothing is skipped: wh
 fails the test that needs it, so a suite that quietly tests less cannot be green.
 """
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -49,6 +50,15 @@ def _strace() -> bool:
     return shutil.which("strace") is not None and sys.platform == "linux"
 
 
+def _recorded_disk() -> bool:
+    try:
+        ctypes.CDLL("libfuse3.so.3")
+    except OSError:
+        return False
+    devices = Path("/dev/fuse"), Path("/dev/loop-control")
+    return os.geteuid() == 0 and shutil.which("mke2fs") is not None and all(d.exists() for d in devices)
+
+
 mosquitto = unless(mosquitto_path() is not None, "needs Mosquitto (apt-get install mosquitto)")
 rtsp = unless(
     _gst_rtsp(),
@@ -59,3 +69,7 @@ root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")
 data = unless(DATA.is_dir(), f"needs the footage and models in {DATA}")
 paho1 = unless((PAHO1 / "paho").is_dir(), "needs paho-mqtt 1.6.1 in .venv/paho1 (make test prepares it)")
+recorded_disk = unless(
+    _recorded_disk(),
+    "needs root, /dev/fuse, loop devices, FUSE and mke2fs (apt-get install libfuse3-3 e2fsprogs)",
+)

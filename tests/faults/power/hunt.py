@@ -1,0 +1,203 @@
+"""Record an engine at work, cut the power many times, and say what was lost.
+
+    PYTHONPATH=tests python -m faults.power.hunt faults.power.toys:NoFlush --cuts 100 --seed 1
+
+It prints one JSON object (`Report`) and ends with 1 if anything was lost or wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faults.power import mount, replay
+from faults.power.journal import Entry, entries
+from faults.power.recorder import Promise, recorded
+
+MIB = 1 << 20
+_START = multiprocessing.get_context("fork")  # children live in the mount namespace of this process
+
+Cut = tuple[list[replay.Outcome], float]
+"""What came of the cuts of one worker, and its CPU seconds."""
+
+
+@dataclass
+class Report:
+    """Of all cuts.
+
+    Attributes:
+        engine: what was recorded.
+        cuts: how many there were.
+        with_loss: after how many of them a promised record was missing.
+        worst: the most records that one cut cost.
+        wrong: after how many of them something else was wrong.
+        examples: of what was lost or wrong.
+        kinds: how often unflushed writes met which end.
+        entries: of the journals: writes, flushes and promises.
+        record_s: seconds that recording took.
+        replay_s: CPU seconds that the cuts took, of all workers together.
+    """
+
+    engine: str
+    cuts: int = 0
+    with_loss: int = 0
+    worst: int = 0
+    wrong: int = 0
+    examples: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
+    entries: int = 0
+    record_s: float = 0.0
+    replay_s: float = 0.0
+
+    def add(self, seed: str, outcomes: list[replay.Outcome]) -> None:
+        kinds = Counter(self.kinds)
+        for one in outcomes:
+            self.cuts += 1
+            self.with_loss += one.lost > 0
+            self.worst = max(self.worst, one.lost)
+            self.wrong += bool(one.wrong)
+            kinds[one.kind.partition(" of ")[0]] += 1
+            if (one.lost or one.wrong) and len(self.examples) < 20:
+                told = f"{one.lost} lost" if one.lost else one.wrong
+                self.examples.append(f"seed {seed}, cut after {one.after}, {one.kind}: {told}")
+        self.kinds = dict(kinds)
+
+    @property
+    def clean(self) -> bool:
+        return not self.with_loss and not self.wrong
+
+
+def engine_of(name: str) -> replay.Engine:
+    """The engine that `module:Class` or `module:Class:argument` names."""
+    module, kind, *args = name.split(":")
+    engine: replay.Engine = getattr(importlib.import_module(module), kind)(*args)
+    return engine
+
+
+def hunt(name: str, cuts: int, seed: int, *, workers: int, rounds: int, size: int, room: Path) -> Report:
+    """Record `rounds` times, and cut each recording at `cuts / rounds` places.
+
+    Args:
+        name: see `engine_of`.
+        cuts: of all rounds.
+        seed: of everything that is drawn.
+        workers: processes that cut.
+        rounds: recordings.
+        size: of the disk, in bytes.
+        room: an empty folder on a quick file system.
+    """
+    report = Report(name)
+    for n in range(rounds):
+        this = f"{seed}.{n}"
+        share = cuts * (n + 1) // rounds - cuts * n // rounds
+        folder = room / this
+        folder.mkdir()
+        start = time.monotonic()
+        journal = _record(name, this, size, folder)
+        report.record_s += time.monotonic() - start
+        report.entries += len(journal)
+        at = replay.cuts(share, journal, random.Random(this))
+        parts = [at[i * share // workers : (i + 1) * share // workers] for i in range(workers)]
+        calls = [(name, journal, part, this, folder / f"worker-{i}") for i, part in enumerate(parts)]
+        for outcomes, took in _each(_cut, calls):
+            report.add(this, outcomes)
+            report.replay_s += took
+        for path in folder.iterdir():
+            if path.is_file():
+                path.unlink()
+    return report
+
+
+def _record(name: str, seed: str, size: int, room: Path) -> list[Entry]:
+    """What happened to a new disk; it is left in `room` as it was before, as `image`."""
+    image, live, journal = room / "image", room / "live", room / "journal"
+    with image.open("wb") as file:
+        file.truncate(size)
+    options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "512", "-J", "size=4"]
+    subprocess.run([*command, "-E", options, str(image)], check=True)
+    live.write_bytes(image.read_bytes())
+    with recorded(live, journal, room, engine_of(name).options) as (folder, promise):
+        _each(_work, [(name, seed, folder, promise)])
+        promise(None)
+    live.unlink()
+    return list(entries(journal))
+
+
+def _work(name: str, seed: str, folder: Path, promise: Promise) -> None:
+    engine_of(name).work(folder, promise, random.Random(seed))
+
+
+def _cut(name: str, journal: list[Entry], at: list[int], seed: str, room: Path) -> Cut:
+    start = time.process_time()
+    room.mkdir()
+    base = room / "base"
+    base.write_bytes((room.parent / "image").read_bytes())
+    found = list(replay.replay(engine_of(name), base, journal, at, seed=seed, room=room))
+    base.unlink()
+    (room / "scratch").unlink()
+    return found, time.process_time() - start
+
+
+def _each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
+    """The results of each call, made at the same time in processes of their own.
+
+    Raises:
+        RuntimeError: one of them did not come to its end.
+    """
+    running = []
+    for args in calls:
+        ours, theirs = _START.Pipe(duplex=False)
+        process = _START.Process(target=_child, args=(theirs, function, args))
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    results = []
+    for process, ours in running:
+        try:
+            results.append(ours.recv())
+        except EOFError as error:
+            raise RuntimeError(f"{function.__name__} failed, see above") from error
+        finally:
+            process.join()
+            ours.close()
+    return results
+
+
+def _child(pipe: Any, function: Any, args: tuple[Any, ...]) -> None:
+    mount.die_with_parent()
+    pipe.send(function(*args))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Cut the power under an engine, many times.")
+    parser.add_argument("engine", help="module:Class")
+    parser.add_argument("--cuts", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--size-mib", type=int, default=16)
+    args = parser.parse_args()
+    mount.private_mounts()
+    with tempfile.TemporaryDirectory() as folder, mount.mounted("tmpfs", Path(folder), "tmpfs") as room:
+        report = hunt(
+            args.engine, args.cuts, args.seed,
+            workers=args.workers, rounds=args.rounds, size=args.size_mib * MIB, room=room,
+        )  # fmt: skip
+    print(json.dumps(asdict(report), indent=1))
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
