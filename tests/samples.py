@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from skerry import channels as c
 from skerry import messages as m
 
@@ -11,6 +13,8 @@ EVENT = m.Event(
     id="e1-1", source="/skerry/test/decision", type="io.skerry.line", time=WHEN, subject="gate/line",
     lane="event", epoch="e1", seq=1, bootid="b1", monotonic=5, data={"count": 3, "label": "bolt"},
 )  # fmt: skip
+
+RAW = msgspec.Raw(msgspec.json.encode(EVENT))
 
 DETECTION = m.Detection(label="bolt", score=0.5, box=(0.1, 0.2, 0.3, 0.4), attributes={"defect": 0.9})
 
@@ -25,15 +29,15 @@ SAMPLES: dict[str, Any] = {
     ),
     "events": m.Submission(producer="decision", epoch="e1", oldest=1, events=(EVENT,)),
     "accepted": m.Accepted(producer="decision", epoch="e1", seq=1),
-    "outbound": m.Outbound(store="s1", first=1, events=(EVENT,)),
-    "receipts": m.Receipt(store="s1", upto=1),
+    "outbound": m.Outbound(store="s1", lane="event", first=1, last=1, events=(RAW,)),
+    "receipts": m.Receipt(store="s1", upto=1, refused=(m.Refusal(1, "too large"),)),
     "status": m.Status(module="decision", kind="decision", state="ready", time=WHEN, pid=1),
     "cameras": m.CameraStatus(camera="gate", state="live", captured=7, time=WHEN),
     "metrics": m.Metrics(
         module="decision", kind="decision", uptime_s=1.0, rss_mb=30.0, cpu_s=0.5, counters={"a_total": 2},
         latency_ms={"decide": m.Quantiles(count=1, p50=1.0, p95=1.0, p99=1.0, max=1.0)},
     ),
-    "delivered": m.Delivered(module="uplink", events=(EVENT,)),
+    "delivered": m.Delivered(module="uplink", events=(RAW,)),
 }  # fmt: skip
 
 
