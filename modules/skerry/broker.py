@@ -143,8 +143,9 @@ listener {port} {HOST}
 allow_anonymous true
 persistence false
 set_tcp_nodelay true
-# The default of 20 lets one slow round trip hold back everything behind it.
-max_inflight_messages 1000
+# The buffer acknowledges when its disk has the events: here is room for the windows of two producers in
+# four lanes (500 each). The default of 20 would let one slow round trip hold back everything behind it.
+max_inflight_messages 4000
 max_queued_messages 10000
 max_queued_bytes 67108864
 # Twice the largest message of any channel.

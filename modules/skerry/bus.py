@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +19,9 @@ from skerry.channels import Channel
 
 T = TypeVar("T")
 Handler = Callable[[T], None]
+Done = Callable[[], None]
+SettlingHandler = Callable[[T, Done], None]
+"""Takes a message and what to call, from any thread and at any time, once it is settled."""
 
 log = structlog.get_logger()
 
@@ -58,6 +62,22 @@ class Bus(Protocol):
         Holds over reconnects. Retained messages are delivered at once and again after a reconnect.
         """
 
+    def subscribe_settling(self, channel: Channel[T], handler: SettlingHandler[T], key: str = "") -> None:
+        """Like `subscribe`, but the broker is told that a message has come only when `done` is called.
+
+        Until then a QoS 1 message is in flight for the broker, which sends no more than it allows at one
+        time (Mosquitto's `max_inflight_messages`): what is never settled takes a place for as long as the
+        connection lasts, and with all places taken no QoS 1 message comes any more, on any channel. So
+        settle each one, and a message that is refused at once. Others do not wait for it: each message
+        is acknowledged when it is settled, in whatever order.
+
+        `done` may be called again, or after the connection has ended: that does nothing. A message whose
+        connection ended unsettled is not delivered again, as the sessions are clean; its sender must repeat
+        it (see `Accepted`). What is malformed, or makes the handler raise, counts as settled.
+
+        On paho-mqtt 1.6 a message is acknowledged when it arrives, and `done` does nothing.
+        """
+
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Call back after each (re)connect, once the subscriptions are in place, on the bus's thread.
 
@@ -86,10 +106,10 @@ class Decoder:
         self.rejected: Counter[str] = Counter()
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
 
-    def deliver(self, channel: Channel[Any], topic: str, payload: bytes, handler: Handler[Any]) -> None:
-        """Decode and hand over; never raises."""
+    def deliver(self, channel: Channel[Any], topic: str, payload: bytes, handler: Handler[Any]) -> bool:
+        """Decode and hand over; never raises. Returns whether the handler took it."""
         if not self.fits(channel, topic, payload):
-            return
+            return False
         decoder = self._decoders.get(channel.name)
         if decoder is None:
             decoder = self._decoders[channel.name] = msgspec.json.Decoder(channel.payload)
@@ -97,8 +117,8 @@ class Decoder:
             message = decoder.decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self.reject("malformed", topic, str(error))
-            return
-        self.call(lambda: handler(message), topic)
+            return False
+        return self.call(lambda: handler(message), topic)
 
     def fits(self, channel: Channel[Any], topic: str, payload: bytes) -> bool:
         """Whether the payload is within the channel's bound; counted and logged when not."""
@@ -112,13 +132,42 @@ class Decoder:
         self.rejected[reason] += 1
         log.warning("bus.rejected", reason=reason, topic=topic, error=error)
 
-    def call(self, handler: Callable[[], None], about: str) -> None:
-        """Run a handler or a callback; one that raises is counted and logged."""
+    def call(self, handler: Callable[[], None], about: str) -> bool:
+        """Run a handler or a callback; one that raises is counted and logged. Whether it returned."""
         try:
             handler()
         except Exception as error:
             self.rejected["handler_failed"] += 1
             log.exception("bus.handler_failed", topic=about, error=str(error))
+            return False
+        return True
+
+
+class Settlement:
+    """One message, and who has yet to settle it. Thread-safe.
+
+    Args:
+        then: called once, when all that hold it have let go.
+    """
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+        self._lock = threading.Lock()
+        self._holders: set[object] = set()
+
+    def hold(self) -> Done:
+        """Hold it; what lets go of it, once, however often it is called."""
+        holder = object()
+        with self._lock:
+            self._holders.add(holder)
+        return lambda: self._let_go(holder)
+
+    def _let_go(self, holder: object) -> None:
+        with self._lock:
+            last = self._holders == {holder}
+            self._holders.discard(holder)
+        if last:
+            self._then()
 
 
 class MemoryBroker:
@@ -159,6 +208,9 @@ class MemoryBus:
         self.broker = broker or MemoryBroker()
         self.site = site
         self.connected = True
+        self.unsettled = 0
+        """Messages that a `subscribe_settling` handler has taken and not settled."""
+        self._lock = threading.Lock()
         self._decoder = Decoder()
         self._callbacks: list[Callable[[], None]] = []
         self._routes: list[tuple[str, Callable[[str, bytes], None]]] = []
@@ -175,12 +227,28 @@ class MemoryBus:
         return True
 
     def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:
-        pattern = channel.topic(self.site, key) if key else channel.filter(self.site)
-
         def route(topic: str, payload: bytes) -> None:
             if self.connected:
                 self._decoder.deliver(channel, topic, payload, handler)
 
+        self._add(channel, key, route)
+
+    def subscribe_settling(self, channel: Channel[T], handler: SettlingHandler[T], key: str = "") -> None:
+        def route(topic: str, payload: bytes) -> None:
+            if self.connected:
+                self._count(1)
+                done = Settlement(partial(self._count, -1)).hold()
+                if not self._decoder.deliver(channel, topic, payload, lambda m: handler(m, done)):
+                    done()
+
+        self._add(channel, key, route)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self.unsettled += more
+
+    def _add(self, channel: Channel[Any], key: str, route: Callable[[str, bytes], None]) -> None:
+        pattern = channel.topic(self.site, key) if key else channel.filter(self.site)
         self._routes.append((pattern, route))
         self.broker.subscribe(pattern, route)
 

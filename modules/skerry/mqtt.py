@@ -31,13 +31,15 @@ from typing import Any, TypeVar
 import paho.mqtt.client as mqtt
 import structlog
 
-from skerry.bus import Decoder, Handler, encode, matches
+from skerry.bus import Decoder, Done, Handler, Settlement, SettlingHandler, encode, matches
 from skerry.channels import Channel
 from skerry.errors import ConfigError
 from skerry.settings import BusSettings, TlsSettings
 
 T = TypeVar("T")
 Will = tuple[Channel[T], T]
+Route = tuple[Channel[Any], SettlingHandler[Any], bool]
+"""A channel, its handler, and whether that settles its messages itself."""
 
 MAX_UNACKED = 1000
 """QoS 1 messages that may wait for their PUBACK; paho's own default of 20 caps throughput."""
@@ -66,6 +68,10 @@ class MqttBus:
     Subscribe to a channel either whole or by key, not both: a broker may then deliver twice
     (MQTT 3.1.1, section 3.3.5).
 
+    A QoS 1 message is acknowledged after its handlers, or when they have settled it. Section 4.6 wants
+    acknowledgements in the order of arrival; those of messages that are settled later come later, so that
+    none waits for another. Brokers find the message by its packet identifier.
+
     Args:
         settings: where the broker is and how to prove who we are.
         site: the site's name.
@@ -83,8 +89,8 @@ class MqttBus:
         self._name = client
         self._will = will
         self._decoder = Decoder()
-        self._handlers: list[tuple[str, Channel[Any], Handler[Any]]] = []
-        self._routes: dict[str, list[tuple[Channel[Any], Handler[Any]]]] = {}
+        self._handlers: list[tuple[str, Route]] = []
+        self._routes: dict[str, list[Route]] = {}
         self._callbacks: list[Callable[[], None]] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._arrived: deque[mqtt.MQTTMessage] = deque()
@@ -134,9 +140,16 @@ class MqttBus:
         return True
 
     def subscribe(self, channel: Channel[T], handler: Handler[T], key: str = "") -> None:
+        self._add((channel, lambda message, _: handler(message), False), key)
+
+    def subscribe_settling(self, channel: Channel[T], handler: SettlingHandler[T], key: str = "") -> None:
+        self._add((channel, handler, True), key)
+
+    def _add(self, route: Route, key: str) -> None:
+        channel = route[0]
         pattern = channel.topic(self._site, key) if key else channel.filter(self._site)
         with self._lock:
-            self._handlers.append((pattern, channel, handler))
+            self._handlers.append((pattern, route))
             self._routes = {}
             if self._connected and self._client is not None:
                 self._subscribed.add(pattern)
@@ -239,19 +252,19 @@ class MqttBus:
             return False
         log.info("bus.connected", host=self._settings.host, port=self._settings.port)
         while not self._lost:
-            self._hand_over()
+            self._hand_over(client)
             if self._closing.is_set():
                 self._finish(client)
                 break
             self._pump(client, 1.0)
-        self._hand_over()
+        self._hand_over(client)
         return True
 
     def _resubscribe(self, client: mqtt.Client, deadline: float) -> bool:
         """Subscribe to all that is wanted and wait for the SUBACKs; then, and only then, be connected."""
         while True:
             with self._lock:
-                wanted = {pattern: channel.qos for pattern, channel, _ in self._handlers}
+                wanted = {pattern: channel.qos for pattern, (channel, _, _) in self._handlers}
                 missing: list[tuple[str, int]] = [
                     (pattern, qos) for pattern, qos in wanted.items() if pattern not in self._subscribed
                 ]
@@ -301,7 +314,7 @@ class MqttBus:
                 self._misc_at = now + 0.5
                 client.loop_misc()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, client: mqtt.Client) -> None:
         """Run callbacks, then handlers, holding no lock."""
         while self._calls:
             self._decoder.call(self._calls.popleft(), "on_connect")
@@ -311,17 +324,35 @@ class MqttBus:
                 topic = message.topic
             except UnicodeDecodeError as error:
                 self._decoder.reject("malformed", repr(message), str(error))
+                self._acknowledge(client, message)
                 continue
-            for channel, handler in self._route(topic):
-                self._decoder.deliver(channel, topic, bytes(message.payload), handler)
+            settlement = Settlement(partial(self._acknowledge, client, message))
+            handed_over = settlement.hold()
+            for channel, handler, settles in self._route(topic):
+                done = settlement.hold()
+                call = partial(_call, handler, done)
+                taken = self._decoder.deliver(channel, topic, bytes(message.payload), call)
+                if not (settles and taken):
+                    done()
+            handed_over()
 
-    def _route(self, topic: str) -> list[tuple[Channel[Any], Handler[Any]]]:
+    def _acknowledge(self, client: mqtt.Client, message: mqtt.MQTTMessage) -> None:
+        """Tell the broker that a message is settled, unless that connection is gone."""
+        ack = getattr(client, "ack", None)  # paho 1.6 has acknowledged it already
+        if message.qos == 0 or ack is None:
+            return
+        with self._lock:
+            if client is self._client and self._connected:
+                ack(message.mid, message.qos)
+                self._write(client)
+
+    def _route(self, topic: str) -> list[Route]:
         routes = self._routes
         found = routes.get(topic)
         if found is None:
             if len(routes) >= _REMEMBERED_TOPICS:
                 routes.clear()
-            found = [(c, h) for pattern, c, h in list(self._handlers) if matches(pattern, topic)]
+            found = [route for pattern, route in list(self._handlers) if matches(pattern, topic)]
             routes[topic] = found
         return found
 
@@ -373,6 +404,9 @@ class MqttBus:
             channel, message = self._will
             topic = channel.topic(self._site, self._name if channel.key else "")
             client.will_set(topic, encode(channel, message), channel.qos, channel.retain)
+        acknowledge_ourselves = getattr(client, "manual_ack_set", None)  # paho 1.6 cannot leave it to us
+        if acknowledge_ourselves is not None:
+            acknowledge_ourselves(True)
         client.max_inflight_messages_set(MAX_UNACKED)
         client.max_queued_messages_set(MAX_UNACKED)
         client.on_socket_open = _send_at_once
@@ -474,6 +508,10 @@ def _drain(deadline: float, _client: mqtt.Client, _data: object, sock: Any) -> N
             sock.settimeout(left)
             if not sock.recv(65536):
                 return
+
+
+def _call(handler: SettlingHandler[Any], done: Done, message: Any) -> None:
+    handler(message, done)
 
 
 def _ignore(*_: object) -> None:

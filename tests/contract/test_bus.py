@@ -4,26 +4,29 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 import paho.mqtt
+import paho.mqtt.client
 import pytest
 from structlog.testing import capture_logs
 
 import needs
+from mqtt_raw import Peer
 from mqtt_raw import publish as publish_raw
 from samples import SAMPLES, key_of, metrics
 from skerry.broker import BrokerProcess
 from skerry.bus import Bus, MemoryBroker, MemoryBus
-from skerry.channels import CHANNELS, DETECTIONS, METRICS, STATUS, Channel
+from skerry.channels import ACCEPTED, CHANNELS, DETECTIONS, METRICS, STATUS, Channel
 from skerry.messages import Accepted, Receipt, Status
 from skerry.mqtt import MqttBus
 from skerry.settings import BusSettings
@@ -40,6 +43,9 @@ SETTLE = Channel(
 TLS = str(needs.ROOT / "tests" / "integration" / "test_bus_tls.py")
 WANTED_PAHO = os.environ.get("SKERRY_TEST_PAHO")
 _sites = itertools.count(1)
+manual_ack = pytest.mark.skipif(
+    not hasattr(paho.mqtt.client.Client, "ack"), reason="paho-mqtt 1.6 acknowledges by itself, on arrival"
+)
 
 
 class World(Protocol):
@@ -372,6 +378,256 @@ def test_handler_that_raises_is_counted_logged_and_called_again(world):
     assert {(e["event"], e["topic"]) for e in logs if e["log_level"] == "error"} == {
         ("bus.handler_failed", topic(world, METRICS))
     }
+
+
+# What is settled by its handler
+
+
+class Unsettled:
+    """A handler that settles nothing; the test does."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.dones: list[Callable[[], None]] = []
+
+    def __call__(self, message: Any, done: Callable[[], None]) -> None:
+        self.got.append(message.seq)
+        self.dones.append(done)
+
+    def settle(self) -> None:
+        """From another thread, latest first."""
+        settling = threading.Thread(target=lambda: [done() for done in reversed(self.dones)])
+        settling.start()
+        settling.join(10)
+        self.dones.clear()
+
+
+def accepted(seq: int) -> Accepted:
+    return Accepted(producer="one", epoch="e", seq=seq)
+
+
+def test_unsettled_messages_hold_up_no_others(world):
+    handler, others = Unsettled(), []
+    bus = world.bus("reader")
+    bus.subscribe_settling(ACCEPTED, handler)
+    bus.subscribe(STATUS, lambda s: others.append(s.pid))
+    settle(bus)
+    writer = world.bus("writer")
+    for n in range(1, 101):
+        assert writer.publish(ACCEPTED, accepted(n), "one")
+        assert writer.publish(STATUS, msgspec.structs.replace(SAMPLES["status"], pid=n), "one")
+    eventually(lambda: len(handler.got) == len(others) == 100)
+    assert handler.got == others == list(range(1, 101))
+    handler.settle()
+    for n in range(101, 201):
+        assert writer.publish(ACCEPTED, accepted(n), "one")
+    eventually(lambda: len(handler.got) == 200)
+    assert handler.got == list(range(1, 201))
+    assert bus.rejected == {}
+
+
+def test_settling_again_or_after_a_reconnect_does_nothing(world):
+    handler = Unsettled()
+    bus = world.bus("reader")
+    bus.subscribe_settling(ACCEPTED, handler)
+    settle(bus)
+    writer = world.bus("writer")
+    for n in (1, 2):
+        assert writer.publish(ACCEPTED, accepted(n), "one")
+    eventually(lambda: len(handler.got) == 2)
+    stale = list(handler.dones)
+    stale[0]()
+    stale[0]()
+    world.cut()
+    stale[1]()
+    world.restore()
+    for done in stale:
+        done()
+    eventually(lambda: writer.publish(ACCEPTED, accepted(3), "one"))
+    eventually(lambda: handler.got[-1] == 3)
+    assert bus.connected
+    assert bus.rejected == {}
+
+
+def test_bad_message_reaches_no_settling_handler_and_is_counted(world):
+    handler = Unsettled()
+    bus = world.bus("reader")
+    bus.subscribe_settling(ACCEPTED, handler)
+    settle(bus)
+    with capture_logs():
+        for payload in bad_payloads(ACCEPTED).values():
+            assert world.raw(topic(world, ACCEPTED), payload)
+        assert bus.publish(ACCEPTED, accepted(9), "one")
+        eventually(lambda: handler.got)
+    assert handler.got == [9]
+    assert bus.rejected.total() == len(bad_payloads(ACCEPTED))
+
+
+def test_memory_counts_what_is_unsettled():
+    handler, plain = Unsettled(), []
+    bus = MemoryBus()
+    bus.subscribe_settling(ACCEPTED, handler)
+    bus.subscribe(ACCEPTED, plain.append)
+    for n in (1, 2):
+        bus.publish(ACCEPTED, accepted(n), "one")
+    with capture_logs():
+        bus.broker.publish(ACCEPTED.topic("test", "one"), b"{")
+    assert (bus.unsettled, len(plain)) == (2, 2)
+    handler.dones[0]()
+    handler.dones[0]()
+    assert bus.unsettled == 1
+    handler.settle()
+    assert bus.unsettled == 0
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@contextmanager
+def connected_to(listener: socket.socket, *subscribe: Callable[[MqttBus], None]) -> Iterator[Peer]:
+    """A bus with these subscriptions, and the broker that the test plays for it."""
+    bus = MqttBus(BusSettings(port=listener.getsockname()[1]), "hall", "reader")
+    for one in subscribe:
+        one(bus)
+    bus.connect()
+    peer = Peer(listener)
+    try:
+        eventually(lambda: bus.connected)
+        yield peer
+    finally:
+        peer.close()
+        bus.close()
+
+
+ONE = ACCEPTED.topic("hall", "one").encode()
+OTHER = STATUS.topic("hall", "one").encode()
+STATE = msgspec.json.encode(SAMPLES["status"])
+
+
+def raw_accepted(seq: int) -> bytes:
+    return msgspec.json.encode(accepted(seq))
+
+
+@manual_ack
+def test_puback_of_a_message_waits_until_it_is_settled_and_no_other_does(listener):
+    handler = Unsettled()
+    with connected_to(
+        listener, lambda b: b.subscribe_settling(ACCEPTED, handler), lambda b: b.subscribe(STATUS, id)
+    ) as peer:
+        peer.send(ONE, raw_accepted(1), 11)
+        peer.send(ONE, raw_accepted(2), 12)
+        peer.send(OTHER, STATE, 13)
+        assert peer.acknowledged() == 13
+        assert handler.got == [1, 2]
+        handler.dones[1]()
+        assert peer.acknowledged() == 12
+        handler.dones[1]()
+        handler.dones[0]()
+        assert peer.acknowledged() == 11
+        peer.send(OTHER, STATE, 14)
+        assert peer.acknowledged() == 14, "and none of them twice"
+
+
+@manual_ack
+def test_puback_waits_for_the_last_of_several_handlers(listener):
+    first, second = Unsettled(), Unsettled()
+    with connected_to(
+        listener,
+        lambda b: b.subscribe_settling(ACCEPTED, first),
+        lambda b: b.subscribe(ACCEPTED, id),
+        lambda b: b.subscribe_settling(ACCEPTED, second),
+        lambda b: b.subscribe(STATUS, id),
+    ) as peer:
+        peer.send(ONE, raw_accepted(1), 11)
+        eventually(lambda: second.dones)
+        first.dones[0]()
+        first.dones[0]()
+        peer.send(OTHER, STATE, 12)
+        assert peer.acknowledged() == 12
+        second.settle()
+        assert peer.acknowledged() == 11
+
+
+def test_puback_of_what_cannot_be_handled_is_sent_at_once(listener):
+    def fails(message: Any, done: Any) -> None:
+        raise RuntimeError("no")
+
+    with (
+        connected_to(listener, lambda b: b.subscribe_settling(ACCEPTED, fails)) as peer,
+        capture_logs(),
+    ):
+        for number, (where, payload) in enumerate(
+            [
+                (ONE, b"{"),
+                (ONE, b"x" * 300_000),
+                (ONE, raw_accepted(1)),
+                (ONE + b"\xff", b"{}"),
+                (b"else", b""),
+            ],
+            start=1,
+        ):
+            peer.send(where, payload, number)
+            assert peer.acknowledged() == number
+
+
+def test_settling_in_the_handler_is_settling_at_once(listener):
+    with connected_to(listener, lambda b: b.subscribe_settling(ACCEPTED, lambda _, done: done())) as peer:
+        for number in (1, 2, 3):
+            peer.send(ONE, raw_accepted(number), number)
+            assert peer.acknowledged() == number
+
+
+def test_settled_after_a_reconnect_is_not_acknowledged_to_another_connection(listener):
+    handler = Unsettled()
+    with connected_to(
+        listener, lambda b: b.subscribe_settling(ACCEPTED, handler), lambda b: b.subscribe(STATUS, id)
+    ) as peer:
+        peer.send(ONE, raw_accepted(1), 11)
+        eventually(lambda: handler.dones)
+        peer.close()
+        again = Peer(listener)
+        try:
+            again.send(OTHER, STATE, 12)
+            assert again.acknowledged() == 12
+            handler.settle()
+            again.send(OTHER, STATE, 13)
+            assert again.acknowledged() == 13
+        finally:
+            again.close()
+
+
+@manual_ack
+@needs.mosquitto
+def test_mosquitto_sends_as_many_as_it_allows_unsettled_and_goes_on_when_one_is_settled(tmp_path):
+    class Narrow(BrokerProcess):
+        @property
+        def argv(self) -> list[str]:
+            conf = self.folder / "mosquitto.conf"
+            conf.write_text(conf.read_text().replace("max_inflight_messages 4000", "max_inflight_messages 2"))
+            return super().argv
+
+    handler, fence = Unsettled(), []
+    with Narrow(tmp_path, kind="mosquitto") as process:
+        world = MqttWorld(process)
+        bus = world.bus("reader")
+        bus.subscribe_settling(ACCEPTED, handler)
+        bus.subscribe(METRICS, lambda m: fence.append(m.uptime_s))
+        settle(bus)
+        writer = world.bus("writer")
+        for n in range(1, 6):
+            assert writer.publish(ACCEPTED, accepted(n), "one")
+        assert writer.publish(METRICS, metrics(1), "one")  # QoS 0: not held up
+        eventually(lambda: fence == [1])
+        assert handler.got == [1, 2]
+        for n in range(5):
+            eventually(partial(reached, handler.dones, n + 1))
+            handler.dones[n]()
+        assert handler.got == [1, 2, 3, 4, 5]
+        for used in world.buses:
+            used.close()
 
 
 # Threads
