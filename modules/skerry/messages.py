@@ -175,7 +175,8 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of a gap record, an event of type `skerry.gap`: what will never come, and why.
 
     It comes in the place of what is missing where the buffer lost it, and when it became known where a
-    producer lost it or the far end refused it. Its `source` is the buffer, its `seq` ascends but is not dense.
+    producer lost it or the far end refused it. Its `source` is the buffer; its `seq` ascends but is not
+    dense.
     """
 
     lane: Lane

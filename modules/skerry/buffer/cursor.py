@@ -1,4 +1,4 @@
-"""The store's cursor: how far the far end has confirmed, in two slots that are written in turn.
+"""A chain's cursor: how far the far end has confirmed, in two slots that are written in turn.
 
 A slot is 4,096 bytes: generation (u64), length (u32), CRC-32 of both and the content (u32), content
 (JSON). Only the slot that is *not* the last durable one is written, over and over, until it is made
@@ -22,10 +22,10 @@ SIZE = 2 * _SLOT
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where a store stands."""
+    """Where a chain stands."""
 
     store: str
-    """Identity of the store."""
+    """Identity of the chain."""
     upto: int = 0
     """The far end has, or nobody has any more, every record up to here."""
     delivered: int = 0
@@ -33,11 +33,13 @@ class Position(msgspec.Struct, frozen=True):
     committed: int = 0
     """The last record known to be durable when this was written."""
     evicted: dict[str, int] = {}
-    """Records lost, ever, by reason."""
+    """Records lost, ever, by reason; without those that no gap record has told of yet."""
+    clean: bool = False
+    """The chain was closed: what is behind its last sound block was never a record."""
 
 
 class Cursor:
-    """The file of one store's position. Not thread-safe.
+    """The file of one chain's position. Not thread-safe.
 
     Args:
         path: the file; made by the first `save`.

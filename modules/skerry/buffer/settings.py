@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from skerry.messages import Lane, Name
 from skerry.settings import ModuleSettings, Positive, Settings
@@ -30,7 +30,7 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     limit_bytes: Annotated[int, Meta(ge=32 * _MIB)] = 256 * _MIB
     """Bound of the bytes on disk. When it is reached, the oldest segment of the lowest lane that may
     evict is given up, and a gap record says what was in it."""
-    lanes: dict[Lane, LaneSettings] = {}
+    lanes: dict[Lane, LaneSettings] = field(default_factory=dict)
     """What is particular to a lane."""
     segment_bytes: Annotated[int, Meta(ge=256 * 1024, le=8 * _MIB)] = 8 * _MIB
     """Size of one file of the log: what is freed, or given up, at a time; at most a sixteenth of

@@ -8,27 +8,27 @@ import pytest
 
 from disks import FailingDisk
 from oracle import check_ledger
-from skerry.buffer.store import Store, StoreFault, StoreFull
+from skerry.buffer.chain import Chain, StoreFault, StoreFull
 from skerry.errors import Unavailable
-from unit.buffer.stores import contents, kill, open_store, payload, record
+from unit.buffer.stores import contents, fill, kill, open_chain, open_store, payload, record
 
 CALLS = ("create", "write", "truncate", "sync", "rename", "unlink", "sync_folder")
 
 
-def drive(store: Store, disk: FailingDisk, upto: int) -> int:
+def drive(chain: Chain, upto: int) -> int:
     """Append one at a time as a producer does, repeating what was not accepted; how often that was."""
     refused = 0
-    while store.last < upto:
-        seq = (store.watermark("p", "e") or 0) + 1
+    while chain.last < upto:
+        seq = (chain.watermark("p", "e") or 0) + 1
         try:
-            store.append([record(seq)])
+            chain.append([record(seq)])
         except Unavailable:
             refused += 1
             assert refused < 1000
-            assert store.watermark("p", "e") in (seq - 1, None)
-        if seq % 10 == 0 and seq - 15 > store.upto:
+            assert chain.watermark("p", "e") in (seq - 1, None)
+        if seq % 10 == 0 and seq - 15 > chain.upto:
             try:
-                store.receipt(seq - 15)
+                chain.receipt(seq - 15)
             except Unavailable:
                 refused += 1
     return refused
@@ -39,8 +39,8 @@ def drive(store: Store, disk: FailingDisk, upto: int) -> int:
 @pytest.mark.parametrize("fails_for", [1, 3])
 def test_any_call_may_fail_at_any_time(tmp_path: Path, call: str, code: int, fails_for: int) -> None:
     plain = FailingDisk()
-    store = open_store(tmp_path / "plain", disk=plain)
-    drive(store, plain, 120)
+    store, chain = open_chain(tmp_path / "plain", disk=plain)
+    drive(chain, 120)
     total = plain.calls.get(call, 0)
     store.close()
     # Each moment for the rare calls, a sample of the frequent ones; the calls of `open` are another test's.
@@ -51,23 +51,23 @@ def test_any_call_may_fail_at_any_time(tmp_path: Path, call: str, code: int, fai
         disk = FailingDisk(
             lambda name, n, nth=nth: code if name == call and nth <= n < nth + fails_for else 0
         )
-        store = open_store(folder, disk=disk)
-        drive(store, disk, 120)
-        for again in (store, None):
-            current = again or open_store(folder)
-            assert contents(current) == {n: payload(n) for n in range(current.upto + 1, 121)}
-            check_ledger(current.accepted, current.delivered, current.waiting, current.evicted)
-            assert current.waiting == current.recount()
-            kill(current)
+        store, chain = open_chain(folder, disk=disk)
+        drive(chain, 120)
+        for _ in range(2):
+            assert contents(chain) == {n: payload(n) for n in range(chain.upto + 1, 121)}
+            check_ledger(chain.accepted, chain.delivered, chain.waiting, chain.evicted)
+            assert chain.waiting == chain.recount()
+            kill(store)
+            store, chain = open_chain(folder)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", CALLS)
 def test_opening_fails_clearly_and_works_afterwards(tmp_path: Path, call: str, code: int) -> None:
-    store = open_store(tmp_path)
+    store, chain = open_chain(tmp_path)
     for n in range(1, 101):
-        store.append([record(n)])
-    store.receipt(30)
+        chain.append([record(n)])
+    chain.receipt(30)
     kill(store)
     for nth in range(1, 6):
         disk = FailingDisk(lambda name, n, nth=nth: code if name == call and n == nth else 0)
@@ -79,85 +79,103 @@ def test_opening_fails_clearly_and_works_afterwards(tmp_path: Path, call: str, c
             assert code == errno.EIO
         else:
             kill(store)
-    store = open_store(tmp_path)
-    assert contents(store) == {n: payload(n) for n in range(31, 101)}
-    check_ledger(store.accepted, store.delivered, store.waiting, store.evicted)
+    store, chain = open_chain(tmp_path)
+    assert contents(chain) == {n: payload(n) for n in range(31, 101)}
+    check_ledger(chain.accepted, chain.delivered, chain.waiting, chain.evicted)
 
 
 def test_a_full_disk_refuses_and_a_failing_one_says_so(tmp_path: Path) -> None:
     disk = FailingDisk()
-    store = open_store(tmp_path, disk=disk)
+    _, chain = open_chain(tmp_path, disk=disk)
     disk.fails = lambda name, _: errno.ENOSPC if name == "write" else 0
-    size = store.bytes_on_disk
+    before = sum(p.stat().st_size for p in tmp_path.iterdir())
     with pytest.raises(StoreFull, match="the disk is full"):
-        store.append([record(1)])
-    assert sum(p.stat().st_size for p in tmp_path.iterdir()) == size, "half a block was left behind"
+        chain.append([record(1)])
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) == before, "half a file was left behind"
     disk.fails = lambda name, _: errno.EIO if name == "sync" else 0
     with pytest.raises(StoreFault, match="the disk failed: Input/output error"):
-        store.append([record(1)])
+        chain.append([record(1)])
     disk.fails = lambda *_: 0
-    assert store.append([record(1)]) == 1
+    assert chain.append([record(1)]) == 1
 
 
 def test_after_a_failed_flush_the_file_is_never_written_again(tmp_path: Path) -> None:
     """The kernel may call pages clean that it never wrote; only a new file is to be trusted."""
     disk = FailingDisk()
-    store = open_store(tmp_path, disk=disk)
+    store, chain = open_chain(tmp_path, disk=disk)
     for n in range(1, 6):
-        store.append([record(n)])
-    store.receipt(2)
+        chain.append([record(n)])
+    chain.receipt(2)
     old = next(tmp_path.glob("*.segment"))
     disk.fails = lambda name, _: errno.EIO if name == "sync" else 0
     with pytest.raises(StoreFault):
-        store.append([record(6)])
+        chain.append([record(6)])
     disk.fails = lambda *_: 0
-    store.append([record(6)])
+    chain.append([record(6)])
     assert not old.exists()
     kill(store)
-    assert contents(open_store(tmp_path)) == {n: payload(n) for n in range(3, 7)}
+    assert contents(open_chain(tmp_path)[1]) == {n: payload(n) for n in range(3, 7)}
 
 
 def test_a_kill_between_rewriting_and_removing_leaves_each_record_once(tmp_path: Path) -> None:
     disk = FailingDisk()
-    store = open_store(tmp_path, disk=disk)
+    store, chain = open_chain(tmp_path, disk=disk)
     for n in range(1, 6):
-        store.append([record(n)])
+        chain.append([record(n)])
     disk.fails = lambda name, _: errno.EIO if name == "sync" else 0
     with pytest.raises(StoreFault):
-        store.append([record(6)])
+        chain.append([record(6)])
     old = next(tmp_path.glob("*.segment"))
     abandoned = old.read_bytes()
     disk.fails = lambda *_: 0
-    store.append([record(6)])
+    chain.append([record(6)])
     kill(store)
     old.write_bytes(abandoned)  # as if the process had been killed just before it was removed
-    again = open_store(tmp_path)
+    _, again = open_chain(tmp_path)
     assert contents(again) == {n: payload(n) for n in range(1, 7)}
     check_ledger(again.accepted, again.delivered, again.waiting, again.evicted)
 
 
-def test_a_drained_store_makes_room_on_a_full_disk(tmp_path: Path) -> None:
-    """One growing segment may be all there is: it has to go, and what it knew of producers must stay."""
+def test_a_drained_store_goes_on_on_a_full_disk(tmp_path: Path) -> None:
+    """No new file can be made: those that were delivered have to serve again."""
     disk = FailingDisk()
-    store = open_store(tmp_path, limit=1 << 20, segment=256 * 1024, disk=disk)
-
-    def full(name: str, _: int) -> int:
-        used = sum(p.stat().st_size for p in tmp_path.iterdir())
-        grows = name == "write" and disk.target != "cursor"
-        return errno.ENOSPC if grows and used > 20_000 else 0
-
-    disk.fails = full
-    n = 0
+    store, chain = open_chain(tmp_path, disk=disk)
+    for n in range(1, 31):
+        chain.append([record(n)])
+    while store.prepare():
+        pass
+    disk.fails = lambda name, _: errno.ENOSPC if name == "create" else 0
+    n = 31
     with contextlib.suppress(StoreFull):
         while n < 1000:
-            store.append([record(n + 1)])
+            chain.append([record(n)])
             n += 1
-    assert contents(store) == {k: payload(k) for k in range(1, n + 1)}
-    with pytest.raises(StoreFull):
-        store.append([record(n + 1)])
-    store.receipt(n)
-    assert store.append([record(n + 1)]) == n + 1
+    assert n < 1000
+    assert contents(chain) == {k: payload(k) for k in range(1, n)}
+    for _ in range(300):
+        chain.receipt(chain.last)
+        chain.append([record(n)])
+        n += 1
     kill(store)
-    again = open_store(tmp_path, limit=1 << 20, segment=256 * 1024)
-    assert again.watermark("p", "e") == n + 1
-    check_ledger(again.accepted, again.delivered, again.waiting, again.evicted)
+    store, chain = open_chain(tmp_path)
+    assert chain.watermark("p", "e") == n - 1
+    check_ledger(chain.accepted, chain.delivered, chain.waiting, chain.evicted)
+
+
+def test_a_gap_that_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
+    """Nothing is given up on a disk too full for the record that says so."""
+    disk = FailingDisk()
+    store, chain = open_chain(tmp_path, disk=disk)
+    n = 1
+    while not chain.evicted:
+        chain.append([record(n)])
+        n += 1
+    disk.fails = lambda name, _: errno.ENOSPC if name == "create" else 0
+    before = chain.evicted
+    with pytest.raises(StoreFull):
+        fill(chain, n, n + 100)
+    assert chain.evicted == before
+    disk.fails = lambda *_: 0
+    chain.append([record(chain.last + 1)])
+    check_ledger(chain.accepted, chain.delivered, chain.waiting, chain.evicted, lost=None)
+    kill(store)
