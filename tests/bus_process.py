@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from skerry.children import end, spawn
 from skerry.settings import ModuleSettings
@@ -21,32 +25,43 @@ class ModuleProcess:
         kind: buffer, uplink...
         settings: of the module.
         log: where its standard error goes.
+        wrapper: what the command begins with, such as strace.
+        environment: added to ours.
     """
 
     def __init__(
-        self, kind: str, settings: dict[str, Any], log: Path, wrapper: list[str] | None = None
-    ) -> None:
+        self, kind: str, settings: dict[str, Any], log: Path, wrapper: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.kind = kind
         self.settings = settings
         self.log = log
+        self._wrapper = wrapper
+        self._environment = environment or {}
         self.child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        environment = {**os.environ, "SKERRY_SETTINGS": json.dumps(self.settings)}
-        argv = [sys.executable, "-m", f"skerry.{self.kind}"]
+        environment = {**os.environ, **self._environment, "SKERRY_SETTINGS": json.dumps(self.settings)}
+        argv = [*self._wrapper, sys.executable, "-m", f"skerry.{self.kind}"]
         with self.log.open("ab") as log:
             self.child = spawn(argv, environment, stdout=log.fileno(), stderr=log.fileno())
 
     def kill(self) -> None:
         """Kill -9, and wait for the end."""
         assert self.child is not None
-        os.kill(self.child.pid, signal.SIGKILL)
+        if self._wrapper:  # strace would detach from it, and it would live on
+            for inner in psutil.Process(self.child.pid).children(recursive=True):
+                inner.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGKILL)
         self.child.wait(10)
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         assert self.child is not None
         if self.child.poll() is None:
+            for inner in psutil.Process(self.child.pid).children(recursive=True) if self._wrapper else []:
+                inner.terminate()
             end(self.child, 10)
         return self.child.wait(1)
 

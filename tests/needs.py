@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -59,12 +60,56 @@ def _recorded_disk() -> bool:
     return os.geteuid() == 0 and shutil.which("mke2fs") is not None and all(d.exists() for d in devices)
 
 
+@cache
+def _network() -> bool:
+    """Whether a network namespace can be made, and a link into it."""
+    if os.geteuid() or not all(map(shutil.which, ("ip", "tc", "mosquitto_sub"))):
+        return False
+    name = f"skerry-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return made
+
+
+@cache
+def _small_disks() -> bool:
+    """Whether a tmpfs can be mounted."""
+    if os.geteuid():
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", folder], capture_output=True, check=False)
+    return True
+
+
+@cache
+def _loop_devices() -> bool:
+    """Whether a file can be a disk with a file system of its own."""
+    if os.geteuid() or not all(map(shutil.which, ("losetup", "mkfs.ext4"))):
+        return False
+    return subprocess.run(["losetup", "--find"], capture_output=True, check=False).returncode == 0
+
+
 mosquitto = unless(mosquitto_path() is not None, "needs Mosquitto (apt-get install mosquitto)")
+nats = unless(
+    shutil.which("nats-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
+    "needs the NATS server (apt-get install nats-server)",
+)
 rtsp = unless(
     _gst_rtsp(),
     "needs the GStreamer RTSP server (apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 "
     "gstreamer1.0-plugins-ugly)",
 )
+network = unless(
+    _network(), "needs to run as root, with network namespaces (apt-get install iproute2 mosquitto-clients)"
+)
+small_disks = unless(_small_disks(), "needs to run as root, and to mount a tmpfs")
+loop_devices = unless(
+    _loop_devices(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
+)
+compiler = unless(shutil.which("cc") is not None, "needs a C compiler (apt-get install gcc libc6-dev)")
 root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")
 data = unless(DATA.is_dir(), f"needs the footage and models in {DATA}")
