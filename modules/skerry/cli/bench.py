@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name, text, func in (
         ("pipeline", "the five-process suite against one hand-written script", _pipeline),
         ("bus", "4 cameras x 15 fps x 300 objects a message through decision", _bus),
-        ("buffer", "durable appends against raw write + fdatasync", _buffer),
+        ("buffer", "the store against raw write + fdatasync and its peers, and the way through it", _buffer),
         ("inference", "every installed runtime on one package", _inference),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -43,6 +44,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             parser.add_argument(
                 "--seconds", type=float, default=30.0, metavar="S", help="length of the latency part"
             )
+        if name == "buffer":
+            parser.add_argument(
+                "--folder", type=Path, metavar="DIR", help="on the disk to measure (default: the current one)"
+            )
+            parser.add_argument("--quick", action="store_true", help="everything smaller, in half a minute")
         if name == "bus":
             parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of one run")
         parser.set_defaults(func=lambda arguments, func=func: _report(func, arguments))
@@ -52,9 +58,21 @@ def _report(measure: Callable[[argparse.Namespace], Figures], arguments: argpars
     figures = measure(arguments)
     if arguments.json:
         print(json.dumps(figures))
+    elif measure is _buffer:
+        _print_table(figures)
     else:
         _print(figures)
     return 0
+
+
+def _print_table(figures: Figures) -> None:
+    from rich.console import Console  # noqa: PLC0415 - each benchmark imports what it needs
+
+    from skerry.cli import bench_buffer  # noqa: PLC0415 - each benchmark imports what it needs
+
+    console = Console()
+    # A file is as wide as what is written to it; a screen is what it is.
+    Console(width=console.width if console.is_terminal else 180).print(bench_buffer.table(figures))
 
 
 def _print(figures: Figures, indent: int = 0) -> None:
@@ -86,7 +104,13 @@ def _bus(arguments: argparse.Namespace) -> Figures:
 def _buffer(arguments: argparse.Namespace) -> Figures:
     from skerry.cli import bench_buffer  # noqa: PLC0415 - each benchmark imports what it needs
 
-    return bench_buffer.run(runs=arguments.runs)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr)
+
+    size = bench_buffer.QUICK if arguments.quick else bench_buffer.Size(rounds=3 * arguments.runs)
+    return bench_buffer.run(size=size, folder=arguments.folder, say=say)
 
 
 def _inference(arguments: argparse.Namespace) -> Figures:

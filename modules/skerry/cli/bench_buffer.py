@@ -1,4 +1,4 @@
-"""The buffer against the disk it writes to, and through a broker as producers see it.
+"""The buffer beside the disk that it writes to, and beside what else one could keep events in.
 
 Every durable figure stands beside the raw limit that was measured in the same run, a moment before or
 after: the same bytes, one write and one fdatasync a batch. Flushes of a virtual or shared disk vary by
@@ -7,270 +7,362 @@ a factor of ten within minutes, so only the ratios mean much.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
-import statistics
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
+from rich.console import Group
+from rich.table import Table
 
-from skerry.broker import BrokerProcess
-from skerry.buffer.blocks import Stamp
-from skerry.buffer.store import Record, Store
-from skerry.channels import ACCEPTED, EVENTS, METRICS, STATUS
-from skerry.children import end, spawn
-from skerry.clock import boot_id, utc
+from skerry.cli import bench_drain, bench_peers, bench_site
+from skerry.cli.bench_appends import PAYLOAD, Log, Pass, RawFile, StoreLog, alternate, compare, weigh
+from skerry.cli.bench_bus import quiet
+from skerry.cli.bench_peers import Peer
+from skerry.cli.device import LoopDisk
 from skerry.errors import Unavailable
-from skerry.messages import Accepted, Event, Metrics, Status, Submission
-from skerry.mqtt import MqttBus
-from skerry.settings import BusSettings
-from skerry.telemetry import Latency
-from skerry.uplink.links.file import FileLink
 
-PAYLOAD = 512
-"""Bytes of a record: an event with a few fields of data."""
-_SEGMENT = 8 * 1024 * 1024
-_LIMIT = 1024 * 1024 * 1024
-_WAITING = 100_000
-_IN_FLIGHT = 2000
-_SITE = "bench"
+Figures = dict[str, Any]
+Say = Callable[[str], None]
+
+_MIB = 1024 * 1024
+_IMAGE = 256 * _MIB
+_LINK_UP, _LINK_DOWN = "store", "store_link_down"
+_RAW = "raw"
+_BATCHES = (1, 100)
 
 
-def run(*, seconds: float = 1.5, runs: int = 3, folder: Path | None = None) -> dict[str, Any]:
-    """Measure everything `runs` times.
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int = 9
+    """Slices of each log, for each batch size; medians are reported."""
+    slice_s: float = 0.2
+    first_pass: int = 1280
+    """Appends of 100 to the store: 64 MB, 8 segments."""
+    recycled: tuple[int, ...] = (160, 160, 160, 160)
+    """Appends of 100 to the store, drained after each of these: 8 MB each."""
+    weighed: int = 200
+    """Appends to the other logs, and of 1 to the store, twice."""
+    weigh_s: float = 2.0
+    """An append phase or a drain of a peer ends after this long, whatever is left to do."""
+    steady_s: float = 10.0
+    """At 200 events a second."""
+    flood: int = 20_000
+    """Events as fast as they are accepted."""
+    waiting_bytes: int = 1024 * _MIB
+    """In the store that is opened and drained."""
+    links: int = 200_000
+    """Events drained through each link."""
+    bus_s: float = 5.0
+    """Of draining over the bus, each link."""
+
+
+QUICK = Size(
+    rounds=3, slice_s=0.1, first_pass=480, recycled=(160, 160), weighed=50, weigh_s=1.0, steady_s=3.0,
+    flood=5000, waiting_bytes=128 * _MIB, links=50_000, bus_s=2.0,
+)  # fmt: skip
+
+
+def run(*, size: Size = Size(), folder: Path | None = None, say: Say = lambda _line: None) -> Figures:  # noqa: B008 - frozen
+    """Measure everything.
 
     Args:
-        seconds: of each measurement of appends.
-        runs: repetitions; medians are reported.
-        folder: on the disk to measure; a temporary one when None.
+        size: how much of it.
+        folder: on the disk to measure; the current one when None.
+        say: told what is being measured.
 
     Returns:
-        Durable appends per second in batches of 1 and 100 beside the raw limits, and their ratios;
-        drain, opening, and a real buffer behind a broker.
+        What was measured, part by part; a part that could not be measured says why under `missing`.
     """
-    home = folder or Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="skerry-bench-", dir=home) as name:
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="skerry-bench-", dir=folder or Path.cwd()) as name, quiet():
         place = Path(name)
-        appends = {f"batch_{batch}": _appends(place, batch, seconds, runs) for batch in (1, 100)}
-        return {
+        peers = bench_peers.survey(place)
+        figures: Figures = {
             "payload_bytes": PAYLOAD,
-            "runs": runs,
-            "appends_per_s": appends,
-            "life": _life(place),
-            "bus": _bus(place),
+            "size": size._asdict(),
+            "cpus": os.cpu_count(),
+            "peers": {name: peer._asdict() for name, peer in peers.items()},
+            "appends": _part(say, "durable appends", lambda: _appends(place, peers, size, say)),
+            "device": _part(say, "what reaches the device", lambda: _device(place, peers, size, say)),
+            "accept": _part(
+                say,
+                "bus, disk and back",
+                lambda: bench_site.accept(place / "accept", steady_s=size.steady_s, count=size.flood),
+            ),
+            **_waiting(place, size, say),
         }
+    figures["load_before_and_after"] = [round(load, 2), round(os.getloadavg()[0], 2)]
+    return figures
 
 
-def _appends(place: Path, batch: int, seconds: float, runs: int) -> dict[str, float]:
-    """The store between two raw writers, in turn."""
-    rounds = [
-        {
-            "raw_growing": _raw(place / "raw", batch, seconds, ahead=False),
-            "store": _store(place / "store", batch, seconds),
-            "raw_prezeroed": _raw(place / "raw", batch, seconds, ahead=True),
-        }
-        for _ in range(runs)
-    ]
-    medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    ratios = {
-        f"store_to_{name}": round(statistics.median(r["store"] / r[name] for r in rounds), 3)
-        for name in ("raw_growing", "raw_prezeroed")
-    }
-    return {**{name: round(value) for name, value in medians.items()}, **ratios}
-
-
-def _raw(path: Path, batch: int, seconds: float, *, ahead: bool) -> float:
-    """Records per second of one write and one fdatasync a batch, and nothing else.
-
-    Args:
-        path: the file.
-        batch: records a write.
-        seconds: how long.
-        ahead: overwrite blocks that are on disk already, instead of making the file longer.
-    """
-    content = b"x" * (PAYLOAD * batch)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+def _part(say: Say, title: str, measure: Callable[[], Figures]) -> Figures:
+    """A part of the figures, or why there is none."""
+    say(title)
     try:
-        if ahead:
-            os.write(file, bytes(_SEGMENT))
-            os.fsync(file)
-        at = count = 0
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            if at + len(content) > _SEGMENT:
-                at = 0
-                if not ahead:
-                    os.ftruncate(file, 0)
-            os.pwrite(file, content, at)
-            os.fdatasync(file)
-            at += len(content)
-            count += batch
-        return count / (time.monotonic() - began)
-    finally:
-        os.close(file)
-        path.unlink()
+        return measure()
+    except Unavailable as error:
+        say(f"{title}: {error}")
+        return {"missing": str(error)}
 
 
-def _stamp() -> Stamp:
-    return Stamp(boot_id(), time.monotonic_ns(), time.time_ns())
+def _makers(peers: Mapping[str, Peer]) -> dict[str, Callable[[Path], Log]]:
+    """How to make the limit, the store, and every peer that is there."""
+    makers: dict[str, Callable[[Path], Log]] = {_RAW: RawFile, _LINK_UP: StoreLog}
+    for name, peer in peers.items():
+        if not peer.missing:
+            makers[name] = lambda folder, name=name, peer=peer: bench_peers.make(name, peer, folder)  # type: ignore[misc]  # a lambda with defaults
+    return makers
 
 
-def _store(folder: Path, batch: int, seconds: float) -> float:
-    """Records per second of `Store.append`."""
-    boot = boot_id()
-    store = Store.open(
-        folder, limit_bytes=_LIMIT, stamp=lambda: Stamp(boot, time.monotonic_ns(), time.time_ns())
-    )
-    payload = b"x" * PAYLOAD
-    began, seq = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
-        store.append([Record("p", "e", seq + n + 1, payload) for n in range(batch)])
-        seq += batch
-    rate = seq / (time.monotonic() - began)
-    store.close()
-    shutil.rmtree(folder)
-    return rate
-
-
-def _life(place: Path) -> dict[str, Any]:
-    """Open a store with records waiting, and drain it into a file."""
-    folder = place / "life"
-    store = Store.open(folder, limit_bytes=_LIMIT, stamp=_stamp)
-    payloads = [msgspec.json.encode(_event(n)) for n in range(1, _WAITING + 1)]
-    for first in range(0, _WAITING, 1000):
-        chunk = payloads[first : first + 1000]
-        store.append([Record("p", "e", first + n + 1, p) for n, p in enumerate(chunk)])
-    store.close()
-    size = sum(len(p) for p in payloads)
-    began = time.monotonic()
-    store = Store.open(folder, limit_bytes=_LIMIT, stamp=_stamp)
-    opened = time.monotonic() - began
-    link = FileLink(place / "far.jsonl")
-    link.open()
-    decoder = msgspec.json.Decoder(Event)
-    began = time.monotonic()
-    while (batch := store.read(store.upto + 1, 100, 128 * 1024)) is not None:
-        link.send([decoder.decode(p) for p in batch.payloads])
-        store.receipt(batch.first + len(batch.payloads) - 1)
-    drained = time.monotonic() - began
-    link.close()
-    store.close()
-    shutil.rmtree(folder)
-    return {
-        "waiting_records": _WAITING,
-        "waiting_mb": round(size / 2**20, 1),
-        "open_s": round(opened, 3),
-        "drain_to_file_per_s": round(_WAITING / drained),
-    }
-
-
-def _event(seq: int, *, boot: str = "bench", now_ns: int = 0) -> Event:
-    return Event(
-        id=f"e-{seq}", source="/skerry/bench/decision", type="io.skerry.line", time=utc(0),
-        subject="gate/line", lane="event", epoch="e", seq=seq, bootid=boot, monotonic=now_ns,
-        data={"count": seq, "label": "bolt", "box": [0.1, 0.2, 0.3, 0.4], "pad": "x" * 200},
-    )  # fmt: skip
-
-
-class _Producer:
-    """Sends events and learns of their acceptance."""
-
-    def __init__(self, port: int) -> None:
-        self.accepted = 0
-        self.ready = threading.Event()
-        self.rss_mb = 0.0
-        self._boot = boot_id()
-        self._moved = threading.Condition()
-        self._bus = MqttBus(BusSettings(port=port), _SITE, "producer")
-        self._bus.subscribe(ACCEPTED, self._on_accepted)
-        self._bus.subscribe(STATUS, self._on_status)
-        self._bus.subscribe(METRICS, self._on_metrics)
-        self._bus.connect()
-
-    def close(self) -> None:
-        self._bus.close()
-
-    def send(self, first: int, count: int) -> None:
-        now = time.monotonic_ns()
-        events = tuple(_event(first + n, boot=self._boot, now_ns=now) for n in range(count))
-        message = Submission(producer="p", epoch="e", oldest=1, events=events)
-        if not self._bus.publish(EVENTS, message, "p"):
-            raise Unavailable("bench: the broker took no more")
-
-    def wait_for(self, seq: int, timeout_s: float) -> None:
-        with self._moved:
-            if not self._moved.wait_for(lambda: self.accepted >= seq, timeout_s):
-                raise Unavailable(f"bench: {seq} not accepted within {timeout_s:g} s, {self.accepted} are")
-
-    def _on_accepted(self, message: Accepted) -> None:
-        with self._moved:
-            self.accepted = max(self.accepted, message.seq)
-            self._moved.notify()
-
-    def _on_status(self, message: Status) -> None:
-        if message.state == "ready":
-            self.ready.set()
-
-    def _on_metrics(self, message: Metrics) -> None:
-        self.rss_mb = max(self.rss_mb, message.rss_mb)
-
-
-def _bus(place: Path) -> dict[str, Any]:
-    """One producer, a broker, and a buffer as a process of its own."""
-    with BrokerProcess(place / "broker") as broker, _buffer(place, broker.port):
-        producer = _Producer(broker.port)
+def _appends(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Figures:
+    """All of them in turn, in batches of 1 and of 100; then those that keep anything are drained."""
+    figures: Figures = {}
+    for batch in _BATCHES:
+        home = place / f"appends-{batch}"
+        logs: dict[str, Log] = {}
         try:
-            if not producer.ready.wait(20):
-                raise Unavailable("bench: the buffer was not ready within 20 s")
-            latency = _steady(producer, rate=200, seconds=5.0)
-            return {
-                "broker": broker.kind,
-                "ack_ms_at_200_per_s": msgspec.to_builtins(latency.quantiles()),
-                "events_per_s": round(_flood(producer, producer.accepted, 30_000)),
-                "buffer_rss_mb": producer.rss_mb,
-            }
+            for name, make in {**_makers(peers), _LINK_DOWN: StoreLog}.items():
+                logs[name] = make(home / name)
+            taken = alternate(logs, batch, slice_s=size.slice_s, rounds=size.rounds, between=_between)
+            figures[f"batch_{batch}"] = compare(taken, _RAW)
         finally:
-            producer.close()
+            for log in logs.values():
+                log.close()
+            shutil.rmtree(home, ignore_errors=True)
+        say(f"durable appends in batches of {batch}: done")
+    return figures
 
 
-@contextmanager
-def _buffer(place: Path, port: int) -> Iterator[None]:
-    settings = {"site": _SITE, "module": "buffer", "state": str(place / "buffer"), "bus": {"port": port}}
-    environment = {**os.environ, "SKERRY_SETTINGS": json.dumps({**settings, "log_level": "warning"})}
-    with (place / "buffer.log").open("wb") as log:
-        child = spawn([sys.executable, "-m", "skerry.buffer"], environment, stderr=log.fileno())
+def _between(name: str, log: Log) -> None:
+    """A link that is up takes everything away, and then the store has a free moment."""
+    if name == _LINK_UP and isinstance(log, StoreLog):
+        log.drain(1_000_000_000, math.inf)
+        log.rest()
+
+
+def _device(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Figures:
+    figures: Figures = {}
+    with LoopDisk(place, _IMAGE) as disk:
+        for name, make in _makers(peers).items():
+            figures[name] = {}
+            for batch in _BATCHES:
+                passes: tuple[int, ...] = (size.weighed, size.weighed)
+                if name == _LINK_UP and batch == 100:
+                    passes = (size.first_pass, *size.recycled)
+                figures[name][f"batch_{batch}"] = _weighed(disk, make, batch, passes, size)
+            say(f"what reaches the device of {name}: done")
+    return figures
+
+
+def _weighed(
+    disk: LoopDisk, make: Callable[[Path], Log], batch: int, passes: tuple[int, ...], size: Size
+) -> Figures:
+    folder = disk.root / "log"
+    log = make(folder)
     try:
-        yield
+        rest = log.rest if isinstance(log, StoreLog) else _nothing
+        # The store is given more time: its first pass has to fill several segments.
+        seconds = 60.0 if isinstance(log, StoreLog) else size.weigh_s
+        first, *others = weigh(disk, log, batch=batch, passes=passes, seconds=seconds, between=rest)
     finally:
-        end(child, 5)
+        log.close()
+        shutil.rmtree(folder)
+    appends = sum(p.appends for p in others)
+    return {
+        "appends": appends,
+        "flushes_per_append": round(sum(p.flushes for p in others) / appends, 2),
+        "device_bytes_per_payload_byte": _weight(others),
+        "device_bytes_per_payload_byte_first_pass": _weight([first]),
+        "drain_per_s": round(first.drained / first.drain_s) if first.drained else None,
+    }
 
 
-def _steady(producer: _Producer, rate: int, seconds: float) -> Latency:
-    """Milliseconds from just before an event is published until its acceptance is back."""
-    latency, next_at = Latency(), time.monotonic()
-    for seq in range(1, int(rate * seconds) + 1):
-        time.sleep(max(next_at - time.monotonic(), 0.0))
-        next_at += 1 / rate
-        began = time.monotonic()
-        producer.send(seq, 1)
-        producer.wait_for(seq, 10)
-        latency.add((time.monotonic() - began) * 1000)
-    return latency
+def _nothing() -> None:
+    """The others are given no free moments; they take their own."""
 
 
-def _flood(producer: _Producer, before: int, count: int) -> float:
-    """Events per second, from the first publish to the last acceptance, 10 events a message."""
-    began = time.monotonic()
-    for first in range(before + 1, before + count + 1, 10):
-        producer.send(first, 10)
-        producer.wait_for(first - _IN_FLIGHT, 10)
-    producer.wait_for(before + count, 30)
-    return count / (time.monotonic() - began)
+def _weight(passes: list[Pass]) -> float:
+    return round(sum(p.device_bytes for p in passes) / sum(p.payload_bytes for p in passes), 2)
+
+
+def _waiting(place: Path, size: Size, say: Say) -> Figures:
+    """What is measured of a store with much waiting."""
+    state = place / "waiting"
+    folder = state / "buffer" / "log"
+    say(f"a store with {size.waiting_bytes // _MIB} MB waiting")
+    count = bench_drain.fill(folder, size.waiting_bytes)
+    figures: Figures = {
+        "waiting": {"bytes": size.waiting_bytes, "records": count},
+        "open": _part(say, "opening it", lambda: bench_drain.opening(folder)),
+        "drain_links": _part(
+            say, "draining it", lambda: bench_drain.through_links(folder, place / "far", size.links)
+        ),
+        "drain_bus": _part(
+            say,
+            "draining it over the bus",
+            lambda: bench_drain.over_the_bus(state, place / "far-bus", count, size.bus_s),
+        ),
+    }
+    shutil.rmtree(state)
+    return figures
+
+
+class Row(NamedTuple):
+    """A line of the table: a figure, beside what is wanted of it and what limits it."""
+
+    what: str
+    wanted: str
+    got: str
+    met: bool | None
+    """None where nothing is wanted, or nothing was measured."""
+    beside: str = ""
+
+
+def rows(figures: Figures) -> list[Row]:
+    """What the issue of the store asks for, and what was measured."""
+    return [
+        *_rows_of_appends(figures["appends"]),
+        *_rows_of_device(figures["device"]),
+        *_rows_of_accept(figures["accept"]),
+        *_rows_of_drain(figures["drain_links"], figures["drain_bus"]),
+        *_rows_of_open(figures),
+    ]
+
+
+def _rows_of_appends(part: Figures) -> list[Row]:
+    wanted = {1: 0.8, 100: 0.6}
+    found = []
+    for batch, least in wanted.items():
+        for name, label in ((_LINK_UP, ""), (_LINK_DOWN, ", link down")):
+            what = f"durable appends, batch of {batch}{label}, to raw"
+            if "missing" in part:
+                found.append(Row(what, f">= {least}", part["missing"], None))
+                continue
+            got = part[f"batch_{batch}"]
+            ratio = got[name]["ratio"]
+            beside = f"{got[name]['per_s']:,.0f} a second; raw {got[_RAW]['per_s']:,.0f}"
+            found.append(Row(what, f">= {least}", f"{ratio:.2f}", ratio >= least, beside))
+    return found
+
+
+def _rows_of_device(part: Figures) -> list[Row]:
+    what = "device bytes a payload byte, batch of 100, "
+    wanted = (
+        ("first pass", 2.3, "device_bytes_per_payload_byte_first_pass"),
+        ("recycled", 1.4, "device_bytes_per_payload_byte"),
+    )
+    if "missing" in part:
+        return [Row(what + label, f"<= {most}", part["missing"], None) for label, most, _ in wanted]
+    beside = f"raw {part[_RAW]['batch_100']['device_bytes_per_payload_byte']}"
+    found = part[_LINK_UP]["batch_100"]
+    return [
+        Row(what + label, f"<= {most}", f"{found[key]}", found[key] <= most, beside)
+        for label, most, key in wanted
+    ]
+
+
+def _rows_of_accept(part: Figures) -> list[Row]:
+    events, latency = "bus, disk, accepted: events/s, one a message", "the same at 200/s, p99 ms"
+    if "missing" in part:
+        return [Row(events, ">= 3,000", part["missing"], None), Row(latency, "<= 15", part["missing"], None)]
+    rate, ack = part["events_per_s"], part["ack_ms_at_200_per_s"]
+    tens = f"ten a message {part['events_per_s_ten_a_message']:,}; {part['broker']}"
+    return [
+        Row(events, ">= 3,000", f"{rate:,}", rate >= 3000, tens),
+        Row(latency, "<= 15", f"{ack['p99']:.1f}", ack["p99"] <= 15, f"p50 {ack['p50']:.1f}"),
+    ]
+
+
+def _rows_of_drain(links: Figures, bus: Figures) -> list[Row]:
+    found = []
+    for name, least in (("file", 100_000), ("mqtt_zstd_batches", 20_000)):
+        label = name.replace("_", " ")
+        if "missing" in links:
+            found.append(Row(f"drain, {label}: events/s", f">= {least:,}", links["missing"], None))
+        else:
+            rate = links[name]
+            found.append(Row(f"drain, {label}: events/s", f">= {least:,}", f"{rate:,}", rate >= least))
+        what = f"drain, {label}, over the bus: events/s"
+        if "missing" in bus:
+            found.append(Row(what, f">= {least:,}", bus["missing"], None))
+        else:
+            rate = bus[name]["per_s"]
+            found.append(Row(what, f">= {least:,}", f"{rate:,}", rate >= least))
+    return found
+
+
+def _rows_of_open(figures: Figures) -> list[Row]:
+    part, size = figures["open"], figures["waiting"]["bytes"] // _MIB
+    what = f"open a store with {size:,} MB waiting, seconds"
+    memory = "memory of the process throughout, MB"
+    if "missing" in part:
+        return [Row(what, "< 2", part["missing"], None), Row(memory, "<= 60", part["missing"], None)]
+    seen = {"open": part["rss_mb"]}
+    if "missing" not in figures["accept"]:
+        seen["accept"] = figures["accept"]["buffer_rss_mb"]
+    if "missing" not in figures["drain_bus"]:
+        seen["drain"] = max(link["buffer_rss_mb"] for link in figures["drain_bus"].values())
+    beside = ", ".join(f"{name} {value:.0f}" for name, value in seen.items())
+    most = max(seen.values())
+    return [
+        Row(what, "< 2", f"{part['open_s']:.2f}", part["open_s"] < 2, f"{part['waiting']:,} records"),
+        Row(memory, "<= 60", f"{most:.0f}", most <= 60 and len(seen) == 3, beside),
+    ]
+
+
+def table(figures: Figures) -> Group:
+    """The figures for a person: what is wanted of the buffer, and its peers."""
+    load = figures["load_before_and_after"]
+    ours = Table(title=f"skerry bench buffer: {figures['cpus']} CPUs, load {load[0]} before, {load[1]} after")
+    for name, justify in (("what", "left"), ("wanted", "right"), ("got", "right"), ("beside", "left")):
+        ours.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal in a tuple
+    for row in rows(figures):
+        style = {True: "green", False: "red", None: "yellow"}[row.met]
+        ours.add_row(row.what, row.wanted, f"[{style}]{row.got}[/]", row.beside)
+    return Group(ours, _peers(figures))
+
+
+def _peers(figures: Figures) -> Table:
+    peers = Table(title=f"the same payloads of {figures['payload_bytes']} bytes, durable, side by side")
+    for name in ("", "batch of 1, /s", "to raw", "batch of 100, /s", "to raw"):
+        peers.add_column(name, justify="right" if name else "left")
+    for name in ("flushes an append", "device bytes", "drain, /s"):
+        peers.add_column(name, justify="right")
+    peers.add_column("how")
+    settings = {
+        _RAW: "one write and fdatasync, blocks on disk already",
+        _LINK_UP: "drained meanwhile",
+        _LINK_DOWN: "nothing drained",
+        **{name: peer["setting"] for name, peer in figures["peers"].items()},
+    }
+    for name, setting in settings.items():
+        missing = figures["peers"].get(name, {}).get("missing", "")
+        how = f"not measured: {missing} ({setting})" if missing else setting
+        peers.add_row(name.replace("_", " "), *_appended(figures, name), *_on_device(figures, name), how)
+    return peers
+
+
+def _appended(figures: Figures, name: str) -> list[str]:
+    cells = []
+    for batch in _BATCHES:
+        found = figures["appends"].get(f"batch_{batch}", {}).get(name)
+        cells += ["-", "-"] if found is None else [f"{found['per_s']:,.0f}", f"{found['ratio']:.2f}"]
+    return cells
+
+
+def _on_device(figures: Figures, name: str) -> list[str]:
+    found = figures["device"].get(name)
+    if found is None:
+        return ["-", "-", "-"]
+    one, many = (found[f"batch_{batch}"] for batch in _BATCHES)
+    drained = many["drain_per_s"]
+    return [
+        f"{one['flushes_per_append']} / {many['flushes_per_append']}",
+        f"{one['device_bytes_per_payload_byte']} / {many['device_bytes_per_payload_byte']}",
+        "-" if drained is None else f"{drained:,}",
+    ]

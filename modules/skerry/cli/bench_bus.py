@@ -75,7 +75,7 @@ def run(*, seconds: float = 20.0, runs: int = 3, seed: int = 1) -> dict[str, Any
 
 
 def _once(seconds: float, phases: list[float]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="skerry-bench-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="skerry-bench-") as folder, quiet():
         work = Path(folder)
         with BrokerProcess(work / "broker") as broker, _decision(work, broker.port) as child:
             desk = _Desk(broker.port)
@@ -224,7 +224,7 @@ def _decision(work: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log lines of our own bus among the figures."""
     before = structlog.get_config()
     structlog.configure(processors=[_drop])
