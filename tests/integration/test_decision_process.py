@@ -79,7 +79,10 @@ class Site:
 def start(port: int, site: str, state: Path) -> subprocess.Popen[bytes]:
     settings = {
         "site": site, "module": "decision", "state": str(state), "cameras": ["belt"], "bus": {"port": port},
-        "rules": [{"kind": "line", "name": "count", "camera": "belt", "line": [[0.5, 0], [0.5, 1]]}],
+        "rules": [
+            {"kind": "line", "name": name, "camera": "belt", "line": [[0.5, 0], [0.5, 1]], "lane": lane}
+            for name, lane in (("count", "event"), ("watch", "alarm"))
+        ],
         "tracker": {"confirm_s": 0, "lost_s": 0.25}, "resend_s": 0.3, "queue": 1000,
     }  # fmt: skip
     environment = {**os.environ, "SKERRY_SETTINGS": json.dumps(settings)}
@@ -127,10 +130,12 @@ def test_events_survive_kill_9_of_module_and_broker_exactly_once_and_the_ledger_
     tally = read_tally(tmp_path / "state" / "tally")
     assert len({e.id for e in site.kept}) == len(site.kept)
     assert in_order(site.kept)
-    assert len({e.epoch for e in site.kept}) == 1
+    assert len({(e.epoch, e.lane) for e in site.kept}) == len({e.epoch for e in site.kept}) == 2
     assert tally["decided"] - tally.get("refused", 0) == len(site.kept) + tally["unaccepted"]
     assert tally["belt/evaluated"] + tally.get("belt/unseen", 0) == tally["belt/sequence"] == site.sequence
-    assert [e.data["total"] for e in site.kept] == list(range(1, len(site.kept) + 1))
+    for rule in ("count", "watch"):
+        totals = [e.data["total"] for e in site.kept if e.data["rule"] == rule]
+        assert totals == list(range(1, len(totals) + 1)), "in order, none twice"
 
 
 @needs.mosquitto
@@ -143,7 +148,7 @@ def test_the_process_says_what_it_counts_and_ends_at_once_when_told(
         eventually(lambda: site.state == "ready", 30)
         for _ in range(20):
             site.cross()
-        eventually(lambda: len(site.kept) == 20, 30)
+        eventually(lambda: len(site.kept) == 40, 30)
         child.send_signal(signal.SIGTERM)
         assert child.wait(5) == 0
         eventually(lambda: site.state == "stopped")
@@ -152,7 +157,7 @@ def test_the_process_says_what_it_counts_and_ends_at_once_when_told(
         site.bus.close()
     assert site.metrics is not None
     counters = site.metrics.counters
-    assert counters["skerry_events_decided_total"] == 20
+    assert counters["skerry_events_decided_total"] == 40
     assert counters["skerry_events_unaccepted"] == 0
     assert counters["skerry_results_evaluated_total{camera=belt}"] == 80
     assert {"evaluate", "capture_to_event", "event_to_accepted"} <= set(site.metrics.latency_ms)

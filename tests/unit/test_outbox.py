@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from skerry.errors import Unavailable
-from skerry.messages import Event
-from skerry.outbox import Outbox
+from skerry.messages import LANES, Event, Lane
+from skerry.outbox import Outbox, Outboxes
 
 SOURCE = "skerry/test/decision"
 
@@ -310,6 +310,73 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 10.0  # 45 MB of events
+
+
+def open_all(
+    folder: Path, *lanes: Lane, draw: Epochs, capacity: int = 1000, before: dict[Lane, int] | None = None
+) -> Outboxes:
+    return Outboxes.open(folder, lanes, SOURCE, capacity, boot="boot", draw=draw, added_before=before or {})
+
+
+def test_each_lane_has_an_epoch_and_a_numbering_of_its_own(tmp_path: Path) -> None:
+    with open_all(tmp_path, "event", "alarm", "bulk", draw=Epochs()) as boxes:
+        for box in (boxes["event"], boxes["alarm"], boxes["event"], boxes["bulk"], boxes["event"]):
+            add(box)
+        assert [box.lane for box in boxes] == ["alarm", "event", "bulk"], "highest first"
+        waiting = [(e.lane, e.epoch, e.seq) for box in boxes for e in box.pending(9)]
+        assert waiting == [
+            ("alarm", "e1", 1), ("event", "e2", 1), ("event", "e2", 2), ("event", "e2", 3), ("bulk", "e3", 1),
+        ]  # fmt: skip
+        assert (boxes.waiting, boxes.added) == (5, 5)
+        assert boxes.lane_of == {"e1": "alarm", "e2": "event", "e3": "bulk"}
+
+
+def test_a_lane_that_is_not_used_any_more_is_opened_for_what_waits_in_it(tmp_path: Path) -> None:
+    draw = Epochs()
+    with open_all(tmp_path, "event", draw=draw) as boxes:
+        left = add(boxes["event"])
+    with open_all(tmp_path, "alarm", draw=draw) as boxes:
+        assert [box.lane for box in boxes] == ["alarm", "event"]
+        assert boxes["event"].pending(9) == [left]
+        assert boxes.lane_of == {"e1": "event", "e2": "alarm"}
+
+
+def test_a_lane_that_nobody_ever_used_has_no_file(tmp_path: Path) -> None:
+    with open_all(tmp_path, "event", draw=Epochs()) as boxes, pytest.raises(KeyError):
+        boxes["alarm"]
+    assert [path.name for path in tmp_path.iterdir()] == ["outbox-event"]
+
+
+def test_a_full_lane_refuses_alone(tmp_path: Path) -> None:
+    with open_all(tmp_path, *LANES, draw=Epochs(), capacity=2) as boxes:
+        for _ in range(5):
+            add(boxes["bulk"])
+        assert all(add(boxes[lane]) is not None for lane in ("alarm", "event", "telemetry"))
+        assert [box.refused for box in boxes] == [0, 0, 0, 3]
+        assert [box.seq for box in boxes] == [1, 1, 1, 2]
+
+
+def test_earlier_epochs_that_wait_have_a_lane_too(tmp_path: Path) -> None:
+    draw = Epochs()
+    with open_all(tmp_path, "event", "alarm", draw=draw) as boxes:
+        add(boxes["event"])
+    with Outboxes.open(tmp_path, ["event"], SOURCE, 9, boot="another", draw=draw) as boxes:
+        assert boxes.lane_of == {"e2": "event", "e3": "alarm", "e4": "event"}
+
+
+def test_a_journal_that_is_gone_gets_its_own_lanes_count(tmp_path: Path) -> None:
+    before: dict[Lane, int] = {"alarm": 3, "event": 41}
+    with open_all(tmp_path, "alarm", "event", draw=Epochs(), before=before) as boxes:
+        assert [box.added for box in boxes] == [3, 41]
+
+
+def test_an_outbox_in_use_leaves_the_others_closed(tmp_path: Path) -> None:
+    with (
+        Outbox.open(tmp_path / "outbox-event", "event", SOURCE, 9, boot="boot", draw=lambda: "mine"),
+        pytest.raises(Unavailable, match="expected to be alone"),
+    ):
+        open_all(tmp_path, "alarm", "event", draw=Epochs())
+    open_all(tmp_path, "alarm", "event", draw=Epochs()).close()
 
 
 class OutboxMachine(RuleBasedStateMachine):

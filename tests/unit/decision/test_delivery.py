@@ -73,6 +73,18 @@ def test_no_acceptance_for_resend_s_begins_again_at_the_oldest(outbox: Outbox) -
     assert delivery.repeats == 1
 
 
+def test_silence_is_measured_while_events_wait_and_since_the_last_that_was_accepted(outbox: Outbox) -> None:
+    delivery = Delivery(outbox, "decision", 1.0)
+    assert [delivery.silent_s(now) for now in (5.0, 9.0)] == [0.0, 0.0]
+    fill(outbox, 2)
+    assert delivery.silent_s(12.0) == 3.0
+    delivery.accepted("e1", 1, 12.0)
+    delivery.accepted("e1", 1, 14.0)
+    assert delivery.silent_s(15.0) == 3.0
+    delivery.accepted("e1", 2, 16.0)
+    assert delivery.silent_s(17.0) == 0.0
+
+
 def test_a_new_connection_begins_again_at_the_oldest(outbox: Outbox) -> None:
     delivery = Delivery(outbox, "decision", 60.0)
     fill(outbox, 3)
