@@ -17,17 +17,18 @@ def event(
 
 
 def events(
-    first: int, last: int, *, epoch: str = "e1", source: str = "/skerry/test/decision"
+    first: int, last: int, *, epoch: str = "e1", source: str = "/skerry/test/decision", lane: Lane = "event"
 ) -> tuple[Event, ...]:
     """Events `first` to `last`."""
-    return tuple(event(n, epoch=epoch, source=source) for n in range(first, last + 1))
+    return tuple(event(n, epoch=epoch, source=source, lane=lane) for n in range(first, last + 1))
 
 
 def submission(
-    first: int, last: int, *, oldest: int | None = None, producer: str = "decision", epoch: str = "e1"
-) -> Submission:
+    first: int, last: int, *, oldest: int | None = None, producer: str = "decision", epoch: str = "e1",
+    lane: Lane = "event",
+) -> Submission:  # fmt: skip
     """What a producer sends that holds `oldest` and on."""
     return Submission(
         producer=producer, epoch=epoch, oldest=first if oldest is None else oldest,
-        events=events(first, last, epoch=epoch, source=f"/skerry/test/{producer}"),
+        events=events(first, last, epoch=epoch, source=f"/skerry/test/{producer}", lane=lane),
     )  # fmt: skip

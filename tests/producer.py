@@ -1,4 +1,4 @@
-"""A producer as the decision module is one: keeps each event until the buffer has accepted it."""
+"""A producer as the decision module is one in each lane: keeps an event until the buffer has accepted it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from events import event
 from oracle import Oracle
 from skerry.bus import Bus
 from skerry.channels import ACCEPTED, EVENTS
-from skerry.messages import Accepted, Event, Submission
+from skerry.messages import Accepted, Event, Lane, Submission
 
 WINDOW = 200
 
@@ -20,14 +20,18 @@ class Producer:
     Args:
         bus: connected or not.
         oracle: told of each event before it is sent.
-        epoch: of all its events.
+        epoch: of all its events; each lane of a producer is a `Producer` of the same name and another epoch.
+        lane: of all its events.
     """
 
-    def __init__(self, bus: Bus, oracle: Oracle, name: str = "decision", epoch: str = "e1") -> None:
+    def __init__(
+        self, bus: Bus, oracle: Oracle, name: str = "decision", epoch: str = "e1", lane: Lane = "event"
+    ) -> None:
         self._bus = bus
         self._oracle = oracle
         self.name = name
         self.epoch = epoch
+        self.lane: Lane = lane
         self.source = f"/skerry/test/{name}"
         self.accepted = 0
         self.made = 0
@@ -49,7 +53,8 @@ class Producer:
         """Decide `count` more events."""
         with self._changed:
             fresh = [
-                event(self.made + n + 1, epoch=self.epoch, source=self.source, size=200) for n in range(count)
+                event(self.made + n + 1, epoch=self.epoch, source=self.source, lane=self.lane, size=200)
+                for n in range(count)
             ]
             self._oracle.send(fresh)
             self._held |= {e.seq: e for e in fresh}
