@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -27,9 +28,6 @@ from faults.power.recorder import Promise, recorded
 
 MIB = 1 << 20
 _START = multiprocessing.get_context("fork")  # children live in the mount namespace of this process
-
-Cut = tuple[list[replay.Outcome], float]
-"""What came of the cuts of one worker, and its CPU seconds."""
 
 
 @dataclass
@@ -85,7 +83,37 @@ def engine_of(name: str) -> replay.Engine:
     return engine
 
 
-def hunt(name: str, cuts: int, seed: int, *, workers: int, rounds: int, size: int, room: Path) -> Report:
+@dataclass
+class Plan:
+    """Of one recording.
+
+    Attributes:
+        name: see `engine_of`.
+        seed: of everything that is drawn.
+        room: an empty folder on a quick file system.
+        history: promises that were made on this disk before.
+    """
+
+    name: str
+    seed: str
+    room: Path
+    history: list[Any]
+
+    @property
+    def image(self) -> Path:
+        """The disk before the recording."""
+        return self.room / "image"
+
+    def engine(self) -> replay.Engine:
+        engine = engine_of(self.name)
+        for fact in self.history:
+            engine.note(fact)
+        return engine
+
+
+def hunt(
+    name: str, cuts: int, seed: int, *, workers: int, rounds: int, chain: bool, size: int, room: Path
+) -> Report:
     """Record `rounds` times, and cut each recording at `cuts / rounds` places.
 
     Args:
@@ -94,57 +122,70 @@ def hunt(name: str, cuts: int, seed: int, *, workers: int, rounds: int, size: in
         seed: of everything that is drawn.
         workers: processes that cut.
         rounds: recordings.
+        chain: every second recording begins on what a cut of the one before has left.
         size: of the disk, in bytes.
         room: an empty folder on a quick file system.
     """
     report = Report(name)
+    before: tuple[Plan, list[Entry]] | None = None
     for n in range(rounds):
-        this = f"{seed}.{n}"
-        share = cuts * (n + 1) // rounds - cuts * n // rounds
-        folder = room / this
-        folder.mkdir()
+        plan = Plan(name, f"{seed}.{n}", room / f"{n}", [])
+        plan.room.mkdir()
+        draw = random.Random(plan.seed)
+        if chain and before is not None and n % 2:
+            old, done = before
+            old.image.rename(plan.image)
+            plan.history = replay.left_after(draw.randint(0, len(done)), plan.image, done, draw)
+        else:
+            _format(plan.image, size)
         start = time.monotonic()
-        journal = _record(name, this, size, folder)
+        journal = _record(plan)
         report.record_s += time.monotonic() - start
         report.entries += len(journal)
-        at = replay.cuts(share, journal, random.Random(this))
+        share = cuts * (n + 1) // rounds - cuts * n // rounds
+        at = replay.cuts(share, journal, draw)
         parts = [at[i * share // workers : (i + 1) * share // workers] for i in range(workers)]
-        calls = [(name, journal, part, this, folder / f"worker-{i}") for i, part in enumerate(parts)]
-        for outcomes, took in _each(_cut, calls):
-            report.add(this, outcomes)
+        for outcomes, took in _each(_cut, [(plan, journal, part, i) for i, part in enumerate(parts)]):
+            report.add(plan.seed, outcomes)
             report.replay_s += took
-        for path in folder.iterdir():
-            if path.is_file():
-                path.unlink()
+        if before is not None:
+            before[0].image.unlink(missing_ok=True)
+        before = plan, journal
     return report
 
 
-def _record(name: str, seed: str, size: int, room: Path) -> list[Entry]:
-    """What happened to a new disk; it is left in `room` as it was before, as `image`."""
-    image, live, journal = room / "image", room / "live", room / "journal"
+def _format(image: Path, size: int) -> None:
     with image.open("wb") as file:
         file.truncate(size)
-    options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "512", "-J", "size=4"]
-    subprocess.run([*command, "-E", options, str(image)], check=True)
-    live.write_bytes(image.read_bytes())
-    with recorded(live, journal, room, engine_of(name).options) as (folder, promise):
-        _each(_work, [(name, seed, folder, promise)])
+    whole = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+    subprocess.run([*command, "-E", whole, str(image)], check=True)
+
+
+def _record(plan: Plan) -> list[Entry]:
+    live, journal = plan.room / "live", plan.room / "journal"
+    live.write_bytes(plan.image.read_bytes())
+    with recorded(live, journal, plan.room, engine_of(plan.name).options) as (folder, promise):
+        _each(_work, [(plan, folder, promise)])
         promise(None)
     live.unlink()
-    return list(entries(journal))
+    found = list(entries(journal))
+    journal.unlink()
+    return found
 
 
-def _work(name: str, seed: str, folder: Path, promise: Promise) -> None:
-    engine_of(name).work(folder, promise, random.Random(seed))
+def _work(plan: Plan, folder: Path, promise: Promise) -> None:
+    plan.engine().work(folder, promise, random.Random(plan.seed))
 
 
-def _cut(name: str, journal: list[Entry], at: list[int], seed: str, room: Path) -> Cut:
+def _cut(plan: Plan, journal: list[Entry], at: list[int], number: int) -> tuple[list[replay.Outcome], float]:
+    """What came of the cuts of one worker, and its CPU seconds."""
     start = time.process_time()
+    room = plan.room / f"worker-{number}"
     room.mkdir()
     base = room / "base"
-    base.write_bytes((room.parent / "image").read_bytes())
-    found = list(replay.replay(engine_of(name), base, journal, at, seed=seed, room=room))
+    base.write_bytes(plan.image.read_bytes())
+    found = list(replay.replay(plan.engine(), base, journal, at, seed=plan.seed, room=room))
     base.unlink()
     (room / "scratch").unlink()
     return found, time.process_time() - start
@@ -177,6 +218,7 @@ def _each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
 
 def _child(pipe: Any, function: Any, args: tuple[Any, ...]) -> None:
     mount.die_with_parent()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the store says much about each cut
     pipe.send(function(*args))
 
 
@@ -187,13 +229,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--chain", action="store_true", help="go on from a cut in every second round")
     parser.add_argument("--size-mib", type=int, default=16)
     args = parser.parse_args()
     mount.private_mounts()
     with tempfile.TemporaryDirectory() as folder, mount.mounted("tmpfs", Path(folder), "tmpfs") as room:
         report = hunt(
             args.engine, args.cuts, args.seed,
-            workers=args.workers, rounds=args.rounds, size=args.size_mib * MIB, room=room,
+            workers=args.workers, rounds=args.rounds, chain=args.chain, size=args.size_mib * MIB, room=room,
         )  # fmt: skip
     print(json.dumps(asdict(report), indent=1))
     return 0 if report.clean else 1

@@ -64,7 +64,7 @@ def recorded(image: Path, journal: Path, room: Path, options: str = "") -> Itera
 
 
 def _note(marks: int, fact: object) -> None:
-    text = json.dumps(fact).encode()
+    text = json.dumps(fact, separators=(",", ":")).encode()
     assert len(text) < 100_000, "a mark is one request"
     os.write(marks, text)
 

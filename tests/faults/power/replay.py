@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +40,13 @@ class Engine(Protocol):
     def note(self, fact: Any) -> None:
         """A promise that was made before the cut."""
 
-    def check(self, folder: Path, draw: random.Random) -> int:
+    def check(self, folder: Path, draw: random.Random, ahead: Any) -> int:
         """Open what is left.
+
+        Args:
+            folder: that of `work`.
+            draw: of this cut.
+            ahead: the promise that was not made any more, because of the cut; None at the end.
 
         Returns:
             How many promised records are not there.
@@ -79,7 +87,7 @@ def cuts(count: int, journal: Sequence[Entry], draw: random.Random) -> list[int]
 
 
 def replay(
-    engine: Engine, image: Path, journal: Iterable[Entry], at: Sequence[int], *, seed: str, room: Path
+    engine: Engine, image: Path, journal: Sequence[Entry], at: Sequence[int], *, seed: str, room: Path
 ) -> Iterator[Outcome]:
     """Cut after each of the numbers of entries in `at` (ascending).
 
@@ -108,7 +116,10 @@ def replay(
                     _copy(base, cut.fileno(), size)
                     for write in kept:
                         os.pwrite(cut.fileno(), write.content, write.at)
-                    yield _checked(engine, node, room / "scratch-folder", Outcome(n, kind), draw)
+                    ahead = next((e.fact for e in islice(journal, n, None) if isinstance(e, Mark)), None)
+                    look = partial(engine.check, room / "scratch-folder", draw, ahead)
+                    with_options = node, room / "scratch-folder", "ext4", engine.options
+                    yield _checked(look, partial(mounted, *with_options), Outcome(n, kind))
 
             n = 0
             yield from due(0)
@@ -126,6 +137,29 @@ def replay(
                 if not left:
                     break
     os.close(base)
+
+
+def left_after(count: int, image: Path, journal: Sequence[Entry], draw: random.Random) -> list[Any]:
+    """Turn the image into what a cut after `count` entries could have left; returns the promises before."""
+    pending: list[Write] = []
+    facts: list[Any] = []
+    with image.open("r+b", buffering=0) as file:
+
+        def apply(writes: list[Write]) -> None:
+            for write in writes:
+                os.pwrite(file.fileno(), write.content, write.at)
+
+        for entry in journal[:count]:
+            match entry:
+                case Write():
+                    pending.append(entry)
+                case Flush():
+                    apply(pending)
+                    pending.clear()
+                case Mark(fact):
+                    facts.append(fact)
+        apply(survivors(pending, draw)[1])
+    return facts
 
 
 def survivors(pending: Sequence[Write], draw: random.Random) -> tuple[str, list[Write]]:
@@ -175,14 +209,15 @@ def _superblock(write: Write) -> bool:
     return write.at < 4096 or (magic == _JOURNAL_MAGIC and kind in _JOURNAL_SUPERBLOCK)
 
 
-def _checked(engine: Engine, node: Path, folder: Path, outcome: Outcome, draw: random.Random) -> Outcome:
-    try:
-        with mounted(node, folder, "ext4", engine.options):
-            outcome.lost = engine.check(folder, draw)
-    except AssertionError as error:
-        outcome.wrong = str(error) or "an assertion failed"
-    except Exception as error:  # noqa: BLE001 - whatever comes of such a disk is a result
-        outcome.wrong = f"{type(error).__name__}: {error}"
+def _checked(look: Callable[[], int], mount: Callable[[], Any], outcome: Outcome) -> Outcome:
+    with ExitStack() as stack:  # a file left open is no result, but an error in the check
+        try:
+            stack.enter_context(mount())
+            outcome.lost = look()
+        except AssertionError as error:
+            outcome.wrong = str(error) or "an assertion failed"
+        except Exception as error:  # noqa: BLE001 - whatever comes of such a disk is a result
+            outcome.wrong = f"{type(error).__name__}: {error}"
     return outcome
 
 

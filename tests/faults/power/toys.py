@@ -39,7 +39,7 @@ class Toy:
                 promise(written)
             os.close(file)
 
-    def check(self, folder: Path, draw: random.Random) -> int:
+    def check(self, folder: Path, draw: random.Random, ahead: Any) -> int:
         lost = 0
         for n in range(self.promised):
             path = folder / f"{n // PER_FILE}"
@@ -104,7 +104,7 @@ class Whole(Toy):
         self.flush(file)
         draft.rename(path)
 
-    def check(self, folder: Path, draw: random.Random) -> int:
+    def check(self, folder: Path, draw: random.Random, ahead: Any) -> int:
         path = folder / "whole"
         content = path.read_bytes() if path.exists() else b""
         if not self.promised and not content:
