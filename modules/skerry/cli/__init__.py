@@ -16,7 +16,7 @@ start here:
   skerry check sites/demo.yaml     every error of a site file at once
   skerry run sites/demo.yaml       the same site until Ctrl-C
 
-exit codes: 0 done, 65 bad model package, 69 something is unavailable,
+exit codes: 0 done, 65 bad model package or batch, 69 something is unavailable,
             70 internal error or a ledger that does not balance, 78 bad configuration
 """
 
@@ -49,10 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_check(commands)
-    from skerry.cli import bench, model  # noqa: PLC0415 - they only add their parsers here
+    from skerry.cli import bench, model, unbatch  # noqa: PLC0415 - they only add their parsers here
 
     bench.add_commands(commands)
     model.add_commands(commands)
+    unbatch.add_command(commands)
     return parser
 
 

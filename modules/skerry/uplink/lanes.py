@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 
 from skerry.messages import LANES, Lane, Outbound, Receipt, Refusal
 from skerry.uplink.parts import Chain, Part, joined, mismatch
@@ -177,7 +176,7 @@ class Lanes:
 def _part(message: Outbound, chain: Chain) -> Part | None:
     """The records of a message behind those that are there already; None when it contradicts itself."""
     known = chain.queued
-    raws: Sequence[bytes] = [one_line(bytes(event)) for event in message.events]
+    raws = one_line([bytes(event) for event in message.events])
     part = Part(
         chain=chain, backlog=message.backlog, first=message.first, last=message.last,
         records=[read(raw) for raw in raws],

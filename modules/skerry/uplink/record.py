@@ -53,10 +53,15 @@ def read(raw: bytes) -> Record | Flaw:
         return Flaw(raw, f"not an event: {error}"[:_LONGEST_REASON])
 
 
-def one_line(raw: bytes) -> bytes:
+def one_line(raws: list[bytes]) -> list[bytes]:
     """The same JSON without line feeds between its parts; in a string JSON allows none."""
-    if b"\n" not in raw and b"\r" not in raw:
-        return raw
+    together = b"".join(raws)
+    if b"\n" not in together and b"\r" not in together:
+        return raws
+    return [_tightened(raw) for raw in raws]
+
+
+def _tightened(raw: bytes) -> bytes:
     try:
         return msgspec.json.format(raw, indent=-1)
     except (msgspec.DecodeError, RecursionError):
