@@ -1,7 +1,7 @@
 """The loss ledger: counts that survive kill -9, and the equations that must hold.
 
 For every camera:  captured = inferred + failed + sum(dropped)
-For events:        decided = accepted + unaccepted
+For events:        decided + stated = accepted + unaccepted
                    accepted = delivered + waiting + sum(evicted)
 
 Each term is counted by the module that decides it, in its own `Tally`; no term is computed from the
@@ -178,7 +178,8 @@ class EventLedger(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the events of one site.
 
     `carried_over` were accepted in an earlier run and still waiting when this one began;
-    `unaccepted` are held by producers; `waiting` are on the buffer's disk.
+    `unaccepted` are held by producers; `waiting` are on the buffer's disk; `stated` are records that the
+    buffer itself added: what it had to say of losses, and what an operator let it send again.
     """
 
     decided: int
@@ -191,11 +192,13 @@ class EventLedger(msgspec.Struct, frozen=True, kw_only=True):
     """Events that a full outbox did not take."""
     carried_over: int = 0
     unaccepted_before: int = 0
+    stated: int = 0
 
     @property
     def missing(self) -> int:
         """Events lost between producers and buffer, 0 when balanced."""
-        return self.unaccepted_before + self.decided - self.refused - self.accepted - self.unaccepted
+        made = self.unaccepted_before + self.decided - self.refused + self.stated
+        return made - self.accepted - self.unaccepted
 
     @property
     def missing_after(self) -> int:

@@ -65,6 +65,8 @@ def flaw(submission: Submission) -> str:
     if len(first.source) > _MAX_SOURCE or not first.source:
         return "source"
     for n, event in enumerate(submission.events):
+        if event.lane != first.lane:
+            return "lane"
         if event.source != first.source:
             return "source"
         if event.epoch != submission.epoch:

@@ -48,7 +48,8 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     max_batch: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     """Events in one commit, beyond which it does not wait for more."""
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=64 * _MIB)] = 4 * _MIB
-    """Events that may wait in memory for the disk; more is not accepted, and repeated by producers."""
+    """Bytes of events that may wait in memory for the disk, a quarter of it in each lane; more is not
+    accepted, and repeated by producers."""
     batch_records: Annotated[int, Meta(ge=1, le=1000)] = 100
     """Records in one outbound message."""
     batch_bytes: Annotated[int, Meta(ge=1024, le=_MIB)] = 128 * 1024
@@ -58,5 +59,10 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     backlog_s: Positive = 10.0
     """A lane whose oldest record has waited for longer has a backlog; the uplink lets what is new in
     other lanes share the pipe with it."""
+    quarantine_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * _MIB
+    """Bound of the quarantine's file; a full one becomes the old one, of which there is one."""
+    clock: Literal["kernel", "trusted"] = "kernel"
+    """kernel: wall times count as right while the kernel says that its clock is disciplined (NTP, PTP);
+    trusted: they are always right, because somebody else keeps the clock, as in many virtual machines."""
     resend_s: Positive = 5.0
     """Without a receipt for this long, what is unconfirmed is sent again."""

@@ -152,6 +152,7 @@ def print_report(
         terms += [f"{n} dropped: {reason}" for reason, n in c.dropped.items()]
         ledger.add_row(f"camera {name}", f"{c.captured} captured", " + ".join(terms), _missing(c.missing))
     carried = f" + {events.unaccepted_before} kept from before" if events.unaccepted_before else ""
+    carried += f" + {events.stated} stated by the buffer" if events.stated else ""
     refused = f" + {events.refused} refused" if events.refused else ""
     ledger.add_row(
         "events to the buffer", f"{events.decided} decided{carried}",

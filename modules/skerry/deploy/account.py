@@ -90,6 +90,7 @@ def event_ledger(plan: Plan, before: Counts, after: Counts) -> EventLedger:
         refused=change("decision", "refused"),
         unaccepted=_total(plan, after, "decision", "unaccepted"),
         unaccepted_before=_total(plan, before, "decision", "unaccepted"),
+        stated=change("buffer", "stated"),
         accepted=change("buffer", "accepted"),
         delivered=change("buffer", "delivered"),
         waiting=_total(plan, after, "buffer", "waiting"),

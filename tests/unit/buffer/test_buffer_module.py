@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from events import event, events, submission
 from oracle import Oracle, check_ledger
 from skerry.buffer.disk import Disk
 from skerry.buffer.module import run
+from skerry.buffer.quarantine import ask, entries
 from skerry.buffer.settings import BufferSettings
 from skerry.bus import MemoryBroker, MemoryBus
 from skerry.channels import ACCEPTED, EVENTS, OUTBOUND, RECEIPTS, STATUS
+from skerry.clock import utc
 from skerry.errors import ConfigError
-from skerry.messages import Accepted, Outbound, Receipt, Status, Submission
+from skerry.messages import Accepted, Event, Gap, Outbound, Receipt, Refusal, Status, Submission
 from skerry.service import Host
 from skerry.settings import parse
 from skerry.testing import eventually, running
@@ -59,7 +65,25 @@ class World:
 
     def sent(self) -> set[int]:
         """Seq of every event that went out."""
-        return {e.seq for batch in self.outbound for e in batch.events}
+        return {e.seq for e in self.arrived() if e.type != "skerry.gap"}
+
+    def arrived(self, lane: str = "") -> list[Event]:
+        """Every event that went out, of one lane or of all."""
+        return [
+            msgspec.json.decode(raw, type=Event)
+            for batch in self.outbound
+            for raw in batch.events
+            if lane in ("", batch.lane)
+        ]
+
+    def gaps(self) -> list[Gap]:
+        """Every different gap record that went out."""
+        found = {e.id: msgspec.convert(e.data, Gap) for e in self.arrived() if e.type == "skerry.gap"}
+        return list(found.values())
+
+    def receipt_all(self) -> None:
+        """Confirm everything that is sent from now on."""
+        self.outside.subscribe(OUTBOUND, lambda batch: self.receipt(batch.last, batch.store))
 
 
 @pytest.fixture
@@ -80,11 +104,10 @@ def test_events_are_accepted_sent_out_and_forgotten_after_the_receipt(world: Wor
         eventually(lambda: world.watermark() == 250)
         while host.tally["delivered"] < 250:
             last = world.outbound[-1]
-            world.receipt(last.first + len(last.events) - 1)
+            world.receipt(last.last)
             eventually(lambda b=last: host.tally["delivered"] == 250 or world.outbound[-1] is not b)
         assert (host.tally["accepted"], host.tally["waiting"]) == (250, 0)
-    arrived = [e for batch in world.outbound for e in batch.events]
-    oracle.check_complete(arrived, {("/skerry/test/decision", "e1"): 250}, repeats=True)
+    oracle.check_complete(world.arrived(), {("/skerry/test/decision", "e1"): 250}, repeats=True)
 
 
 def test_what_is_on_its_way_is_bounded(tmp_path: Path) -> None:
@@ -130,13 +153,18 @@ def test_a_jump_is_refused_until_the_producer_goes_back(world: World) -> None:
         assert host.tally["accepted"] == 8
 
 
-def test_events_that_the_producer_lost_are_counted_as_a_gap(world: World) -> None:
+def test_events_that_the_producer_lost_are_told_as_a_gap_in_their_place(world: World) -> None:
     with world.up() as host:
         world.submit(submission(1, 3))
         world.submit(submission(10, 12, oldest=10))
         eventually(lambda: world.watermark() == 12)
         assert count(host, "skerry_events_never_submitted_total") == 6
-        assert host.tally["accepted"] == 6
+        assert (host.tally["accepted"], host.tally["stated"]) == (7, 1)
+        eventually(lambda: 12 in world.sent())
+        (gap,) = world.gaps()
+        assert (gap.reason, gap.count, gap.lane) == ("never_submitted", 6, "event")
+        assert [(r.producer, r.epoch, r.first, r.last) for r in gap.ranges] == [("decision", "e1", 4, 9)]
+        assert [e.type for e in world.arrived()].index("skerry.gap") == 3, "it is not in its place"
 
 
 def test_producers_and_epochs_have_watermarks_of_their_own(world: World) -> None:
@@ -221,13 +249,16 @@ def test_a_restart_goes_on_from_the_cursor(world: World) -> None:
         check_ledger(host.tally["accepted"], host.tally["delivered"], host.tally["waiting"], {})
 
 
-@pytest.mark.parametrize("reason", ["epoch", "seq", "id", "oldest", "source"])
+@pytest.mark.parametrize("reason", ["epoch", "seq", "id", "oldest", "source", "lane"])
 def test_inconsistent_submissions_are_counted_and_dropped(world: World, reason: str) -> None:
     one, two = events(1, 2)
     bad = {
         "epoch": Submission(producer="p", epoch="else", oldest=1, events=(one,)),
         "seq": Submission(producer="p", epoch="e1", oldest=1, events=(two, one)),
         "id": Submission(producer="p", epoch="e1", oldest=1, events=(msgspec.structs.replace(one, id="x"),)),
+        "lane": Submission(
+            producer="p", epoch="e1", oldest=1, events=(one, msgspec.structs.replace(two, lane="bulk"))
+        ),
         "oldest": Submission(producer="p", epoch="e1", oldest=5, events=(one,)),
         "source": Submission(
             producer="p", epoch="e1", oldest=1, events=(one, msgspec.structs.replace(two, source="/other"))
@@ -299,7 +330,7 @@ def test_stopping_waits_for_the_far_end(world: World) -> None:
     world.outside.publish(STATUS, Status(module="uplink", kind="uplink", state="ready", pid=7), "uplink")
 
     def far_end(batch: Outbound) -> None:
-        world.receipt(batch.first + len(batch.events) - 1, batch.store)
+        world.receipt(batch.last, batch.store)
 
     with world.up() as host:
         world.submit(submission(1, 1000))
@@ -318,22 +349,147 @@ def test_stopping_commits_what_has_come_in(tmp_path: Path) -> None:
         eventually(lambda: world.watermark() == 7)
 
 
-def test_records_too_large_for_the_bus_are_given_up_and_counted(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_records_too_large_for_the_bus_go_to_quarantine_and_are_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("skerry.buffer.module._ENVELOPE", OUTBOUND.max_bytes - 5000)
     with world.up() as host:
+        world.receipt_all()
         large = event(2, size=6000)
         world.submit(
             Submission(producer="decision", epoch="e1", oldest=1, events=(event(1), large, event(3)))
         )
-        eventually(lambda: world.watermark() == 3)
-        world.receipt(1)
-        eventually(lambda: 3 in world.sent())
-        world.receipt(3)
+        eventually(lambda: host.tally["accepted"] == 3 and host.tally["waiting"] == 0)
+        check_ledger(3, host.tally["delivered"], 0, {"quarantined": 1}, lost=1)
+        eventually(lambda: world.gaps())
+        assert [(g.reason, g.detail, g.count) for g in world.gaps()] == [
+            ("quarantined", "too large for the bus", 1)
+        ]
+        (listed,) = entries(tmp_path / "log")
+        assert (listed.entry.id, listed.entry.offset) == ("e1-2", 2)
+
+
+def refuse(world: World, batch: Outbound, offset: int) -> None:
+    """The far end takes a batch, but for one record."""
+    refused = (Refusal(offset, "no such device"),) if batch.first <= offset <= batch.last else ()
+    message = Receipt(store=batch.store, upto=batch.last, refused=refused)
+    world.outside.publish(RECEIPTS, message, "uplink")
+
+
+def test_what_the_far_end_refuses_is_kept_told_and_sent_again_on_demand(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    first: list[str] = []
+
+    def far_end(batch: Outbound) -> None:
+        if not first:
+            first.append(batch.store)
+            refuse(world, batch, 2)
+        else:
+            world.receipt(batch.last, batch.store)
+
+    with world.up() as host:
+        world.outside.subscribe(OUTBOUND, far_end)
+        world.submit(submission(1, 3))
+        eventually(lambda: host.tally["evicted/quarantined"] == 1)
+        eventually(lambda: world.gaps())
+        (gap,) = world.gaps()
+        assert (gap.reason, gap.detail, gap.count) == ("quarantined", "no such device", 1)
+        assert [(r.epoch, r.first, r.last) for r in gap.ranges] == [("e1", 2, 2)]
+        (listed,) = entries(folder)
+        assert (listed.entry.reason, listed.again) == ("no such device", "")
+        ask(folder, ("e1-2", "unknown"), "1")
+        eventually(lambda: any(e.retryof == "e1-2" for e in world.arrived()), within_s=10)
+        again = next(e for e in world.arrived() if e.retryof == "e1-2")
+        assert again.data == event(2).data
+        assert again.epoch != "e1"
+        eventually(lambda: host.tally["waiting"] == 0 and not list(folder.glob("retry-*")))
+        assert entries(folder)[0].again == again.id
+        counts = host.tally.snapshot()
+        check_ledger(counts["accepted"], counts["delivered"], 0, {"quarantined": 1}, lost=1)
+        assert (counts["accepted"], counts["stated"]) == (5, 2)
+        ask(folder, (), "2")  # what was sent again is not sent a third time
+        eventually(lambda: not list(folder.glob("retry-*")), within_s=10)
+        assert host.tally["stated"] == 2
+
+
+def test_a_gap_record_that_is_refused_is_not_told_of(world: World) -> None:
+    def far_end(batch: Outbound) -> None:
+        refused = tuple(Refusal(n, "never") for n in range(batch.first, batch.last + 1))
+        receipt = Receipt(store=batch.store, upto=batch.last, refused=refused)
+        world.outside.publish(RECEIPTS, receipt, "uplink")
+
+    with world.up() as host:
+        world.outside.subscribe(OUTBOUND, far_end)
+        world.submit(submission(1, 3))
+        eventually(lambda: host.tally["evicted/quarantined"] == 6)  # three events, and their gap records
         eventually(lambda: host.tally["waiting"] == 0)
-        assert host.tally["evicted/oversized"] == 1
-        check_ledger(3, host.tally["delivered"], 0, {"oversized": 1}, lost=1)
+        assert host.tally["accepted"] == 6
+
+
+def test_an_alarm_does_not_wait_for_a_backlog(tmp_path: Path) -> None:
+    world = World(tmp_path, batch_records=10, window_batches=1, resend_s=100)
+    with world.up():
+        for first in range(1, 1000, 100):
+            world.submit(submission(first, first + 99, oldest=1, epoch="e1", lane="bulk"))
+        eventually(lambda: world.watermark() == 1000)
+        assert len(world.arrived("bulk")) == 10
+        world.submit(submission(1, 1, epoch="a1", lane="alarm"))
+        eventually(lambda: world.arrived("alarm"))
+
+
+def test_what_has_waited_for_long_is_marked_as_backlog(tmp_path: Path) -> None:
+    world = World(tmp_path, batch_records=1, window_batches=1, backlog_s=0.3, resend_s=100)
+    with world.up():
+        world.submit(submission(1, 2))
+        eventually(lambda: world.outbound)
+        assert not world.outbound[0].backlog
+        threading.Event().wait(0.4)
+        world.receipt(1)
+        eventually(lambda: len(world.outbound) == 2)
+        assert world.outbound[1].backlog
+
+
+def test_times_are_corrected_once_the_clock_is_synchronised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [False]
+    monkeypatch.setattr("skerry.buffer.module.synchronised", lambda: known[0])
+    world = World(tmp_path, resend_s=0.2)
+    with world.up() as host:
+        now_ns = time.monotonic_ns()
+        wrong = event(1, bootid=host.boot, monotonic=now_ns)  # it says March
+        right = msgspec.structs.replace(event(2, bootid=host.boot, monotonic=now_ns), time=utc())
+        world.submit(Submission(producer="decision", epoch="e1", oldest=1, events=(wrong, right)))
+        eventually(lambda: world.outbound)
+        assert [e.timequality for e in world.arrived()[:2]] == ["unsynchronised", "unsynchronised"]
+        known[0] = True
+        eventually(lambda: world.arrived()[-1].timequality is UNSET, within_s=10)
+        one, two = world.arrived()[-2:]
+        assert (one.timequality, one.recordedtime) == ("corrected", wrong.time)
+        decided = datetime.fromisoformat(one.time).timestamp()
+        assert abs(decided - time.time()) < 60
+        assert (two.time, two.timequality, two.recordedtime) == (right.time, UNSET, UNSET)
+
+
+def test_a_message_is_settled_with_the_broker_only_after_its_commit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+    sync = Disk.sync
+
+    def slow(self: Disk, file: int) -> None:
+        entered.set()
+        go.wait(5)
+        sync(self, file)
+
+    with world.up():
+        monkeypatch.setattr(Disk, "sync", slow)
+        world.submit(submission(1, 3))
+        entered.wait(5)
+        assert world.inside.unsettled == 1
+        go.set()
+        eventually(lambda: world.inside.unsettled == 0)
+        eventually(lambda: world.watermark() == 3)
 
 
 def test_metrics_hold_every_term_of_the_ledger(world: World) -> None:
@@ -346,7 +502,7 @@ def test_metrics_hold_every_term_of_the_ledger(world: World) -> None:
         values = host.telemetry.values()
         assert values["skerry_events_accepted_total"] == 9
         assert values["skerry_events_delivered_total"] == 4
-        assert values["skerry_events_waiting"] == 5
+        assert values["skerry_events_waiting{lane=event}"] == 5
         assert values["skerry_buffer_bytes"] > 0
         assert host.telemetry.quantiles()["commit"].count >= 1
 
