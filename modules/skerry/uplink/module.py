@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -27,6 +28,7 @@ from skerry.uplink.record import Flaw, Record
 from skerry.uplink.settings import UplinkSettings
 from skerry.uplink.shares import Shares
 from skerry.uplink.shown import Shown
+from skerry.uplink.window import Window
 
 _IDLE_S = 0.1
 _POLL_S = 0.005
@@ -72,6 +74,14 @@ def _limit(host: Host, grace_s: float, stop: threading.Event) -> None:
     stop.set()
 
 
+class _Started(NamedTuple):
+    """A batch under way, since when in monotonic seconds, or one that was refused and waits for its turn."""
+
+    part: Part
+    at: float
+    refused: str
+
+
 class Uplink:
     """One link on the bus. All but the handler runs on one thread."""
 
@@ -88,7 +98,7 @@ class Uplink:
         self._opening: threading.Thread | None = None
         self._why = ""  # the link was lost
         self._lanes = Lanes(settings.inbox_bytes)
-        self._under_way: deque[tuple[Part, str]] = deque()  # in order, each with the reason of its refusal
+        self._under_way: deque[_Started] = deque()
         self._circuit = Circuit(Backoff(settings.backoff.first_s, settings.backoff.last_s, random.random))
         self._shares = Shares(sending.live_share)
         self._meter = Meter(sending.limits.all, now)
@@ -97,7 +107,7 @@ class Uplink:
         self._held: frozenset[Lane] = frozenset()
         self._shown = Shown(now)
         self._refused_at: float | None = None
-        self._window = min(sending.window, link.window)
+        self._window = Window(min(sending.window, link.window), sending.queue_s)
         self._max_bytes = min(float(sending.batch_bytes), link.max_bytes)
 
     def serve(self) -> None:
@@ -170,7 +180,8 @@ class Uplink:
     def _next_lane(self, now: float) -> tuple[Lane | None, float]:
         """Whose turn it is, or how long to wait for a turn, in seconds."""
         waiting = {lane: b for lane, b in self._lanes.waiting().items() if lane not in self._held}
-        window = 1 if self._circuit.failures else self._window  # after a failure, one batch is the probe
+        # After a failure, one batch is the probe.
+        window = 1 if self._circuit.failures else self._window.size
         kept = 1 if window > 1 else 0  # for an alarm
         room = window - len(self._under_way)
         lane = self._shares.choose(waiting) if room > 0 else None
@@ -187,7 +198,7 @@ class Uplink:
         records = [r for r in part.records if isinstance(r, Record)]
         first = part.records[0]
         if isinstance(first, Flaw):
-            self._under_way.append((part, first.reason))
+            self._under_way.append(_Started(part, now, first.reason))
             return
         try:
             if not self._open:
@@ -200,9 +211,9 @@ class Uplink:
             if len(records) > 1:
                 self._lanes.put_back(part, alone=True)  # one of them is refused: find out which
             else:
-                self._under_way.append((part, str(error)[:_LONGEST_REASON]))
+                self._under_way.append(_Started(part, now, str(error)[:_LONGEST_REASON]))
             return
-        self._under_way.append((part, ""))
+        self._under_way.append(_Started(part, now, ""))
         self._shares.sent(lane, part.backlog, cost.bytes)
         self._meter.pay(cost.messages, cost.bytes, now)
         self._host.telemetry.count("skerry_link_messages_total", cost.messages)
@@ -219,7 +230,7 @@ class Uplink:
         any_yet = False
         wait_s = _POLL_S
         while self._under_way:
-            part, reason = self._under_way[0]
+            part, started, reason = self._under_way[0]
             try:
                 if not reason and not self._link.finish(wait_s):
                     break
@@ -235,6 +246,7 @@ class Uplink:
             if reason:
                 self._refused(part, reason)
             else:
+                self._window.confirmed(started, time.monotonic())
                 self._delivered(part)
             any_yet, wait_s = True, 0.0
         return any_yet
@@ -299,7 +311,7 @@ class Uplink:
     def _lost(self, error: LinkDown) -> None:
         """Take back all that is not confirmed, close the link and leave it in peace for a while."""
         while self._under_way:
-            self._lanes.put_back(self._under_way.pop()[0])
+            self._lanes.put_back(self._under_way.pop().part)
         self.close()
         wait_s = self._circuit.failed(time.monotonic())
         self._why = str(error)
@@ -332,6 +344,7 @@ class Uplink:
             gauge("skerry_link_circuit", float(name == state), state=name)
         gauge("skerry_link_retry_s", round(self._circuit.wait_s(now), 1))
         gauge("skerry_batches_under_way", len(self._under_way))
+        gauge("skerry_window_batches", self._window.size)
         blocked = self._lanes.blocked
         for lane, size in self._lanes.sizes().items():
             gauge("skerry_lane_bytes", size, lane=lane)

@@ -88,7 +88,9 @@ class Sending(Settings, frozen=True, kw_only=True):
     timezone: str = "UTC"
     """Of the hours: a name of the IANA database, such as Europe/Oslo."""
     window: Annotated[int, Meta(ge=1, le=64)] = 8
-    """Batches that may be on their way; the last place is kept for an alarm."""
+    """Batches that may be on their way, at most; the last place is kept for an alarm."""
+    queue_s: Positive = 1.0
+    """When batches queue on the way for longer, fewer are sent ahead: an alarm would wait behind them."""
     batch_events: Annotated[int, Meta(ge=1, le=1000)] = 100
     batch_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 128 * 1024
     """Bytes of events in one batch, before compression; an event that is larger goes alone."""

@@ -504,3 +504,24 @@ def test_after_an_outage_one_batch_is_the_probe(tmp_path: Path) -> None:
         link.slow = False
         eventually(lambda: world.upto() == 500)
         eventually(lambda: host.condition == ("ready", ""))
+
+
+def test_a_refusal_that_is_long_past_is_no_fault_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry.uplink.module._REFUSALS_S", 0.3)
+    world = World(tmp_path, MemoryLink(refuse=lambda e: "no" if e.seq == 1 else ""))
+    with world.up() as host:
+        world.send(1, 2)
+        eventually(lambda: "refused: the far end refuses events" in host.condition[1])
+        eventually(lambda: host.condition == ("ready", ""))
+
+
+def test_screens_are_shown_the_newest_of_what_nobody_could_read(world: World) -> None:
+    with world.up():
+        for first in range(1, 5000, 100):
+            world.send(first, first + 99)
+        eventually(lambda: world.upto() == 5000, 30)
+    shown = [msgspec.json.decode(e, type=Event).seq for m in world.delivered for e in m.events]
+    assert 50 <= len(shown) < 1000
+    assert shown == sorted(set(shown))
