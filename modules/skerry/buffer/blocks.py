@@ -188,11 +188,11 @@ def checkpoint(seal: Seal, segment: int, first: int, content: Checkpoint) -> byt
     return frame(seal, CHECKPOINT, segment=segment, first=first, count=0, body=msgspec.json.encode(content))
 
 
-def records_body(preface: Preface, payloads: Sequence[bytes]) -> bytes:
+def records_body(preface: Preface, payloads: Sequence[bytes], lengths: Sequence[int]) -> bytes:
     """The body of a block of records."""
     said = msgspec.json.encode(preface)
-    lengths = struct.pack(f"<{len(payloads)}I", *map(len, payloads))
-    return b"".join((_SIZE.pack(len(said)), said, lengths, *payloads))
+    sizes = struct.pack(f"<{len(lengths)}I", *lengths)
+    return b"".join((_SIZE.pack(len(said)), said, sizes, *payloads))
 
 
 def preface_of(body: bytes) -> Preface:
@@ -248,6 +248,15 @@ def header_of(raw: bytes, segment: int) -> Header | None:
     if version != VERSION or number != segment or length > MAX_BODY:
         return None
     return Header(kind, flags, part, length, count, first, number, crc)
+
+
+def number_in(raw: bytes) -> int:
+    """The number of the segment whose header stands at the start of `raw`; 0 where there is none."""
+    if len(raw) < HEADER_SIZE or raw[: len(MAGIC)] != MAGIC:
+        return 0
+    if zlib.crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+        return 0
+    return int(_HEADER.unpack_from(raw)[8])
 
 
 def opened(seal: Seal, header: Header, body: bytes) -> bytes | None:

@@ -77,6 +77,16 @@ class Batch(NamedTuple):
         return self.first + len(self.payloads) - 1
 
 
+class _Said(NamedTuple):
+    """Records, as a block has them."""
+
+    runs: list[Run]
+    payloads: Sequence[bytes]
+    lengths: list[int]
+    size: int
+    """Bytes of the payloads."""
+
+
 class Home(Protocol):
     """What a chain needs of the store that it belongs to."""
 
@@ -86,6 +96,9 @@ class Home(Protocol):
     seal: Seal
     stamp: Callable[[], Stamp]
     draw: Callable[[], str]
+
+    def number(self) -> int:
+        """A number for a segment, which no block in any file of the store has."""
 
     def make_room(self, lane: Lane, space: int) -> None:
         """Have `space` bytes more within the limits, by giving up older records where the lanes allow it.
@@ -134,7 +147,6 @@ class Chain:
         self._gap_file = GapFile(home.folder / f"{lane}.gaps", home.disk)
         self._marks: OrderedDict[Key, int] = OrderedDict()
         self._segments: list[Segment] = []  # oldest first; the last one is written to
-        self._number = 0  # of the segment begun last
         self._file = -1  # of the last segment
         self._suspect = False  # the last segment's file must not be written to any more
         self._holes: list[Hole] = []  # beyond `upto`, ascending
@@ -214,12 +226,12 @@ class Chain:
         """
         if not records:
             return self.last
-        runs = _runs(records, self._marks)
-        size = sum([len(r.payload) for r in records])
+        said = _said(records, self._marks)
+        runs, size = said.runs, said.size
         stamp = self._home.stamp()
         try:
             active = self._prepare(size + 4 * len(records) + 256 * (len(runs) + 1))
-            framed = self._framed(active.number, records, runs, stamp, times=times)
+            framed = self._framed(active.number, records, said, stamp, times=times)
             self._commit(active, framed, len(records))
         except OSError as error:
             raise fault(self._home.folder, error) from error
@@ -234,38 +246,44 @@ class Chain:
         return self.last
 
     def _prepare(self, needed: int) -> Segment:
-        """A sound last segment with room in it, with the store within its limits."""
+        """A sound last segment with `needed` bytes free in it, with the store within its limits."""
         if self._suspect:
             self._heal(needed)
+        fresh = max(self._home.pool.size, needed + 512 + 96 * len(self._marks))  # with its checkpoint
         if not self._segments:
-            self._home.make_room(self.lane, max(self._home.pool.size, needed))
+            self._home.make_room(self.lane, fresh)
             self._use(*self._begin(self.last + 1))
         active = self._segments[-1]
         if active.size + needed > active.space:
             if active.empty:
                 self._home.make_room(self.lane, active.size + needed - active.space)
-            else:
-                self._home.make_room(self.lane, max(self._home.pool.size, needed))
-                self._use(*self._begin(self.last + 1))
-                self._sweep()
+                return active
+            delivered = (
+                active.space if active.end - 1 <= self.upto else 0
+            )  # it goes as soon as there is another
+            self._home.make_room(self.lane, max(fresh - delivered, 0))
+            self._use(*self._begin(self.last + 1))
+            self._sweep()
         return self._segments[-1]
 
     def _framed(
-        self, number: int, records: Sequence[Record], runs: list[Run], stamp: Stamp, *, times: bool
+        self, number: int, records: Sequence[Record], said: _Said, stamp: Stamp, *, times: bool
     ) -> list[tuple[int, bytes]]:
         """Blocks of about `_BLOCK_BYTES`, each with the offset of its first record."""
         flags = blocks.TIMES if times or not stamp.synchronised else 0
-        payloads = [r.payload for r in records]
         framed: list[tuple[int, bytes]] = []
-        for a, b in _chunks(payloads):
-            chunk = runs if b - a == len(payloads) else _runs(records[a:b], {})
-            body = blocks.records_body(Preface(stamp, chunk), payloads[a:b])
-            first = self.last + 1 + a
+        start, count = 0, len(records)
+        while start < count:
+            stop = count if said.size <= _BLOCK_BYTES else _stop(said.lengths, start)
+            part = said if stop - start == count else _said(records[start:stop], {})
+            body = blocks.records_body(Preface(stamp, part.runs), part.payloads, part.lengths)
+            first = self.last + 1 + start
             block = blocks.frame(
-                self._home.seal, blocks.RECORDS, segment=number, first=first, count=b - a, body=body,
+                self._home.seal, blocks.RECORDS, segment=number, first=first, count=stop - start, body=body,
                 flags=flags, part=len(framed),
             )  # fmt: skip
             framed.append((first, block))
+            start = stop
         return framed
 
     def _commit(self, active: Segment, framed: list[tuple[int, bytes]], records: int) -> None:
@@ -319,8 +337,7 @@ class Chain:
             first: offset at which it begins, up to which the last one counts from now on.
             kept: blocks of the last one, to be in the new one from the beginning.
         """
-        self._number += 1
-        number, seal = self._number, self._home.seal
+        number, seal = self._home.number(), self._home.seal
         marks = [Mark(producer, epoch, seq) for (producer, epoch), seq in self._marks.items()]
         before = replace(self._segments[-1].summary(), end=first) if self._segments else None
         content = Checkpoint(self._home.stamp(), marks, self.delivered, self._evicted, self.stated, before)
@@ -739,7 +756,6 @@ class Chain:
                     self.stated += run.count if run.producer == OWN else 0
             holes += found.holes
             self._segments.append(found.segment)
-        self._number = listed[-1][1] if listed else 0
         return newest
 
     def _read_through(
@@ -848,6 +864,29 @@ def fault(folder: Path, error: OSError) -> Unavailable:
     return StoreFault(f"{folder}: the disk failed: {error.strerror} (check it; nothing accepted is lost)")
 
 
+def _said(records: Sequence[Record], marks: dict[Key, int]) -> _Said:
+    """What one commit says of its records.
+
+    Raises:
+        ValueError: a seq is not above the watermark of its epoch.
+    """
+    producers, epochs, seqs, payloads = zip(*records, strict=True)
+    lengths = [*map(len, payloads)]
+    producer, epoch, seq, count = producers[0], epochs[0], seqs[0], len(records)
+    # Nearly always one producer and no gap: told apart without a loop of our own, which would cost as
+    # much as everything else that an append does besides the disk.
+    if (
+        seqs == tuple(range(seq, seq + count))
+        and producers.count(producer) == count
+        and epochs.count(epoch) == count
+        and seq > marks.get((producer, epoch), 0)
+    ):
+        runs = [Run(producer, epoch, seq, count)]
+    else:
+        runs = _runs(records, marks)
+    return _Said(runs, payloads, lengths, sum(lengths))
+
+
 def _runs(records: Sequence[Record], marks: dict[Key, int]) -> list[Run]:
     """Records as runs of dense seq, in order.
 
@@ -874,15 +913,13 @@ def _runs(records: Sequence[Record], marks: dict[Key, int]) -> list[Run]:
     return runs
 
 
-def _chunks(payloads: list[bytes]) -> Iterator[tuple[int, int]]:
-    """From and to of about `_BLOCK_BYTES` each."""
-    start = size = 0
-    for n, payload in enumerate(payloads):
-        if n > start and size + len(payload) > _BLOCK_BYTES:
-            yield start, n
-            start, size = n, 0
-        size += len(payload)
-    yield start, len(payloads)
+def _stop(lengths: Sequence[int], start: int) -> int:
+    """Where a block of about `_BLOCK_BYTES` ends that begins with the record `start`; one record at least."""
+    size, stop = 0, start
+    while stop < len(lengths) and (stop == start or size + lengths[stop] <= _BLOCK_BYTES):
+        size += lengths[stop]
+        stop += 1
+    return stop
 
 
 def _without(spans: Sequence[Span], first: int, last: int) -> Iterator[Span]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from skerry.buffer import blocks
 from skerry.buffer.disk import Disk
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -60,6 +61,21 @@ class Pool:
             else:
                 self._disk.unlink(path)
 
+    def highest(self) -> int:
+        """The highest number of a segment that a free file begins with.
+
+        A power cut may have stopped a segment from getting its name, after its blocks were written.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        heads = (path.open("rb") for path in self._free)
+        found = 0
+        for head in heads:
+            with head:
+                found = max(found, blocks.number_in(head.read(blocks.HEADER_SIZE)))
+        return found
+
     def begin(self, path: Path, content: bytes) -> int:
         """Make a file durable under `path` that begins with `content`, as one step; returns it open.
 
@@ -102,7 +118,7 @@ class Pool:
         if len(self._free) >= KEEP:
             return False
         try:
-            self._step()
+            self._write(_STEP)
         except OSError as error:
             self._give_up()
             log.warning("store.no_spare", error=error.strerror)
@@ -116,25 +132,27 @@ class Pool:
     def _take(self) -> Path:
         if not self._free:
             try:
-                while not self._free:
-                    self._step()
+                self._write(self.size)
             except OSError:
                 self._give_up()
                 raise
         return self._free.pop(0)
 
-    def _step(self) -> None:
-        """Write and flush the next part of a draft, and make it a free file when it is whole."""
+    def _write(self, most: int) -> None:
+        """Write and flush up to `most` more bytes of a draft, and make it a free file when it is whole."""
         if self._draft is None:
             path = self._folder / "free.tmp"
             self._disk.unlink(path)
             self._draft = path, self._disk.create(path), 0
         path, file, at = self._draft
-        step = min(_STEP, self.size - at)
-        self._disk.write(file, _ZEROS[:step], at)
+        stop = min(at + most, self.size)
+        while at < stop:
+            step = min(_STEP, stop - at)
+            self._disk.write(file, _ZEROS[:step], at)
+            at += step
         self._disk.sync(file)
-        self._draft = path, file, at + step
-        if at + step == self.size:
+        self._draft = path, file, at
+        if at == self.size:
             self._disk.close(file)
             self._draft = None
             free = self._named()

@@ -41,7 +41,8 @@ class Segment:
     """A segment as the store knows it.
 
     Attributes:
-        number: dense over the life of the chain; also in every block of the file.
+        number: ascending over the life of the chain, and of no other segment of the store; also in every
+            block of the file.
         first: offset that the first record has, or would have.
         end: offset after the last record.
         size: bytes of sound blocks; the next block goes here.
@@ -123,6 +124,12 @@ def path_of(folder: Path, lane: Lane, number: int, first: int) -> Path:
     return folder / f"{lane}-{number:010d}-{first:020d}.segment"
 
 
+def highest(folder: Path) -> int:
+    """The highest number of any segment in a folder; 0 when there is none."""
+    names = (_NAME.match(path.name) for path in folder.iterdir())
+    return max((int(name[2]) for name in names if name), default=0)
+
+
 def listed(folder: Path, lane: Lane) -> list[tuple[Path, int, int]]:
     """(path, number, first) of every segment of a lane, oldest first."""
     found = []
@@ -191,7 +198,7 @@ def inspect(
     if orphans and (stop is not None or size is not None or committed >= orphans[-1].header.stop - 1):
         for block in orphans:
             _count(contents, block, stop, visit)
-    if size is None and contents.damage and contents.damage[-1].at >= contents.sound:
+    while size is None and contents.damage and contents.damage[-1].at >= contents.sound:
         contents.damage.pop()
     segment.size = contents.sound
     if stop is not None and segment.end < stop:

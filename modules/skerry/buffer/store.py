@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from skerry.buffer import segment
 from skerry.buffer.blocks import Stamp
 from skerry.buffer.chain import Batch, Chain, Record, StoreFault, StoreFull, fault
 from skerry.buffer.disk import Disk
@@ -53,6 +54,7 @@ class Store:
         self._limit = limit_bytes
         self._lanes = {lane: lanes.get(lane, LaneSettings()) for lane in LANES}
         self._lock = lock
+        self._number = 0  # of the segment begun last
         self._chains = {lane: Chain(self, lane) for lane in LANES}
 
     @classmethod
@@ -98,11 +100,13 @@ class Store:
         for draft in self.folder.glob("*.tmp"):
             self.disk.unlink(draft)
         self.pool.load()
+        self._number = max(segment.highest(self.folder), self.pool.highest())
         for lane, chain in self._chains.items():
             chain.recover(committed.get(lane, 0))
         for lane in LANES:
-            try:
-                self.make_room(lane, 0)  # the limits may be lower than they were
+            try:  # the limits may be lower than they were
+                self._keep_limit(lane, 0)
+                self._keep_total(LANES, self._limit)
             except StoreFull:
                 continue  # what blocks keeps what it has
 
@@ -166,6 +170,11 @@ class Store:
         """Keep records in a lane; see `Chain.append`."""
         return self._chains[lane].append(records, times=times)
 
+    def number(self) -> int:
+        """A number for a segment, which no block in any file of the store has."""
+        self._number += 1
+        return self._number
+
     def prepare(self) -> bool:
         """Use a free moment to write files ahead; whether there is more to do."""
         return self.pool.prepare()
@@ -181,14 +190,21 @@ class Store:
             StoreFull: there is none.
             OSError: the disk failed, or is too full to keep a gap record.
         """
-        own, limit = self._chains[lane], self._lanes[lane].limit_bytes
-        while limit and own.space + space > max(limit, _RESERVE * self.pool.size):
-            self._evict([lane], f"the lane {lane} has reached its limit of {limit} bytes")
+        self._keep_limit(lane, space)
         rank = LANES.index(lane)
         kept = sum(max(_RESERVE * self.pool.size - self._chains[above].space, 0) for above in LANES[:rank])
-        while self.bytes_on_disk + kept + space > self._limit:
-            lower = [x for x in reversed(LANES) if LANES.index(x) >= rank]
-            self._evict(lower, f"the limit of {self._limit} bytes is reached")
+        self._keep_total(LANES[rank:], self._limit - kept - space)
+
+    def _keep_limit(self, lane: Lane, space: int) -> None:
+        """Have a lane, and `space` bytes more, within its own limit."""
+        chain, limit = self._chains[lane], self._lanes[lane].limit_bytes
+        while limit and chain.space + space > max(limit, _RESERVE * self.pool.size):
+            self._evict([lane], f"the lane {lane} has reached its limit of {limit} bytes")
+
+    def _keep_total(self, lanes: Sequence[Lane], limit: int) -> None:
+        """Have the store within a limit, at the cost of these lanes, the last one first."""
+        while self.bytes_on_disk > limit:
+            self._evict(lanes[::-1], f"the limit of {self._limit} bytes is reached")
 
     def _evict(self, lanes: Sequence[Lane], why: str) -> None:
         for lane in lanes:

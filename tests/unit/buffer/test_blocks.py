@@ -25,7 +25,7 @@ SEALS = {
 
 
 def framed(first: int, payloads: list[bytes], seal: Seal = SEALS["plain"], segment: int = 1) -> bytes:
-    body = blocks.records_body(PREFACE, payloads)
+    body = blocks.records_body(PREFACE, payloads, [*map(len, payloads)])
     return blocks.frame(
         seal, blocks.RECORDS, segment=segment, first=first, count=len(payloads), body=body, flags=blocks.TIMES
     )

@@ -61,6 +61,7 @@ class World:
         return told[-1] if told else 0
 
     def receipt(self, upto: int, store: str | None = None) -> None:
+        eventually(lambda: self.outbound)
         self.outside.publish(RECEIPTS, Receipt(store=store or self.outbound[-1].store, upto=upto), "uplink")
 
     def sent(self) -> set[int]:

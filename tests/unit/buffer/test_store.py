@@ -388,3 +388,34 @@ def test_drafts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / "event-0000000009-00000000000000000009.segment.tmp").write_bytes(b"draft")
     open_store(tmp_path).close()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_that_served_another_lane_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    event, alarm = store.chain("event"), store.chain("alarm")
+    fill(event, 1, 100)
+    event.receipt(event.last)
+    fill(event, 101, 130)
+    event.receipt(event.last)
+    fill(alarm, 1, 2)
+    kill(store)
+    alarm = open_store(tmp_path).chain("alarm")
+    assert contents(alarm) == {n: payload(n) for n in (1, 2)}
+    assert (alarm.last, alarm.evicted) == (2, {})
+
+
+def test_a_commit_larger_than_half_of_the_limit_does_not_jam_its_lane(tmp_path: Path) -> None:
+    _, chain = open_chain(tmp_path, lanes={"event": LaneSettings(limit_bytes=8 * SEGMENT)})
+    for n in range(1, 6):
+        chain.append([record(n, size=6 * SEGMENT)])
+        chain.receipt(n)
+    balance(chain)
+
+
+def test_opening_gives_up_nothing_that_the_limits_allow(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    fill(store.chain("bulk"), 1, 3000)
+    fill(store.chain("alarm"), 1, 100)
+    before = store.evicted
+    kill(store)
+    assert open_store(tmp_path).evicted == before
