@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --require-hashes
 SITE ?= sites/demo.yaml
+SOAK_MINUTES ?= 20
+SOAK_CUTS ?= 10000
 ARGS ?=
 # Most tests wait for processes, so there are more workers than cores.
 WORKERS ?= $(shell expr 2 + $$(nproc))
@@ -18,7 +20,7 @@ WORKERS ?= $(shell expr 2 + $$(nproc))
 # pip without -q shows what it fetches; this keeps that and drops the rest.
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
 
-.PHONY: help setup setup-dev demo run test check format generate lock bench train-demo-model clean
+.PHONY: help setup setup-dev demo run test soak check format generate lock bench train-demo-model clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +37,10 @@ run: $(VENV)/.setup  ## a site until Ctrl-C: make run SITE=sites/demo.yaml
 
 test: $(VENV)/.setup-dev  ## every test; make test ARGS="-k buffer" for some, WORKERS=0 for one by one
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+soak: $(VENV)/.setup-dev  ## faults under load for SOAK_MINUTES=20, then SOAK_CUTS=10000 power cuts (as root)
+	@PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
+	SKERRY_POWER_CUTS=$(SOAK_CUTS) $(BIN)/python -m pytest tests/faults/test_power_cut.py
 
 check: $(VENV)/.setup-dev  ## format, lint, types, architecture, generated files
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts it right" >&2; exit 1; }

@@ -66,6 +66,11 @@ class ModuleProcess:
         return self.child.wait(1)
 
     @property
+    def wrapped(self) -> bool:
+        """Whether `child` is only what wraps the module."""
+        return bool(self._wrapper)
+
+    @property
     def alive(self) -> bool:
         return self.child is not None and self.child.poll() is None
 

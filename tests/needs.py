@@ -61,7 +61,7 @@ def _recorded_disk() -> bool:
 
 
 @cache
-def _network() -> bool:
+def network_works() -> bool:
     """Whether a network namespace can be made, and a link into it."""
     if os.geteuid() or not all(map(shutil.which, ("ip", "tc", "mosquitto_sub"))):
         return False
@@ -72,7 +72,7 @@ def _network() -> bool:
 
 
 @cache
-def _small_disks() -> bool:
+def small_disks_work() -> bool:
     """Whether a tmpfs can be mounted."""
     if os.geteuid():
         return False
@@ -85,11 +85,16 @@ def _small_disks() -> bool:
 
 
 @cache
-def _loop_devices() -> bool:
+def loop_works() -> bool:
     """Whether a file can be a disk with a file system of its own."""
     if os.geteuid() or not all(map(shutil.which, ("losetup", "mkfs.ext4"))):
         return False
     return subprocess.run(["losetup", "--find"], capture_output=True, check=False).returncode == 0
+
+
+def compiler_works() -> bool:
+    """Whether there is a C compiler."""
+    return shutil.which("cc") is not None
 
 
 mosquitto = unless(mosquitto_path() is not None, "needs Mosquitto (apt-get install mosquitto)")
@@ -103,13 +108,14 @@ rtsp = unless(
     "gstreamer1.0-plugins-ugly)",
 )
 network = unless(
-    _network(), "needs to run as root, with network namespaces (apt-get install iproute2 mosquitto-clients)"
+    network_works(),
+    "needs to run as root, with network namespaces (apt-get install iproute2 mosquitto-clients)",
 )
-small_disks = unless(_small_disks(), "needs to run as root, and to mount a tmpfs")
+small_disks = unless(small_disks_work(), "needs to run as root, and to mount a tmpfs")
 loop_devices = unless(
-    _loop_devices(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
+    loop_works(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
 )
-compiler = unless(shutil.which("cc") is not None, "needs a C compiler (apt-get install gcc libc6-dev)")
+compiler = unless(compiler_works(), "needs a C compiler (apt-get install gcc libc6-dev)")
 root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")
 data = unless(DATA.is_dir(), f"needs the footage and models in {DATA}")

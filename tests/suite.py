@@ -209,10 +209,8 @@ class Suite:
         child = self.modules[kind].child
         assert child is not None
         found = psutil.Process(child.pid)
-        for inner in found.children(recursive=True):
-            if f"skerry.{kind}" in inner.cmdline():
-                return inner
-        return found
+        inside = found.children(recursive=True) if self.modules[kind].wrapped else []
+        return next((inner for inner in inside if f"skerry.{kind}" in inner.cmdline()), found)
 
     def look(self) -> None:
         """Judge what was sent and what arrived since the last look."""
