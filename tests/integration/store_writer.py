@@ -14,25 +14,26 @@ def main() -> None:
     store = Store.open(
         folder, limit_bytes=limit, segment_bytes=256 * 1024, stamp=lambda: Stamp("b", time.monotonic_ns(), 0)
     )
-    seq = store.watermark("p", "e") or 0
-    print(f"open {store.last} {store.upto}", flush=True)
+    chain = store.chain("event")
+    seq = chain.watermark("p", "e") or 0
+    print(f"open {chain.last} {chain.upto}", flush=True)
     while True:
         records = [
             Record("p", "e", seq + n + 1, f'{{"seq":{seq + n + 1}}}'.ljust(300).encode())
             for n in range(batch)
         ]
         try:
-            store.append(records)
+            chain.append(records)
         except Unavailable as error:
             print(f"refused {type(error).__name__}", flush=True)
-            if store.waiting:
-                store.receipt(store.last)
+            if chain.waiting:
+                chain.receipt(chain.last)
             time.sleep(0.01)
             continue
         seq += batch
         print(f"accepted {seq}", flush=True)
         if seq % 50 == 0 and "hold" not in sys.argv:
-            store.receipt(store.last - 20)
+            chain.receipt(chain.last - 20)
 
 
 main()

@@ -243,7 +243,8 @@ def test_metrics_and_health_are_served(tmp_path: Path) -> None:
             def scraped() -> str:
                 return urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
 
-            for name in ("accepted_total", "delivered_total", "waiting"):
+            for name in ("accepted_total", "delivered_total"):
                 eventually(lambda n=name: f'skerry_events_{n}{{module="buffer"}} 0.0' in scraped())
+                eventually(lambda: 'skerry_events_waiting{lane="alarm",module="buffer"} 0.0' in scraped())
         finally:
             assert module.stop() == 0
