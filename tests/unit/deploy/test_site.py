@@ -9,6 +9,7 @@ from skerry.deploy.plan import KINDS, Place, plan
 from skerry.deploy.site import load_site
 from skerry.errors import ConfigError
 from skerry.settings import BusSettings
+from skerry.uplink.settings import UplinkSettings
 
 PACKAGE = ROOT / "models" / "parts"
 
@@ -90,6 +91,16 @@ rules: [{name: r, kind: line}]
         (("site: test", "site: te st"), "$.site: expected a name"),
         (("site: test", "site: [test"), "expected YAML"),
         ((str(PACKAGE), "nowhere"), "$.models[0].package"),
+        (("rules:", "uplink: {limts: {}}\nrules:"), "$.uplink.limts: unknown key (did you mean 'limits'?)"),
+        (
+            ("rules:", "uplink: {live_share: 30}\nrules:"),
+            "$.uplink.live_share: expected a number from 0.05 to 0.95, got 30",
+        ),
+        (
+            ("rules:", "uplink: {schedules: {bulk: [22-6]}}\nrules:"),
+            "$.uplink: schedules.bulk[0]: expected hours like 22:00-06:00, got '22-6'",
+        ),
+        (("rules:", "uplink: {limits: {preset: aws}}\nrules:"), "$.uplink.limits.preset: expected one of"),
     ],
 )  # fmt: skip
 def test_a_wrong_site_says_what_is_wrong_and_where(
@@ -173,6 +184,23 @@ class TestPlan:
 
         for part in plan(load_site(write(tmp_path, GOOD)), self.PLACE).parts:
             assert parse_json(type(part.settings), part.settings_json, part.module) == part.settings
+
+    def test_the_uplink_is_told_how_to_send(self, tmp_path: Path) -> None:
+        text = (
+            GOOD
+            + """
+link: {kind: mqtt, host: far, format: batch, compression: gzip}
+uplink:
+  limits: {preset: aws-iot-core, messages_per_s: 20}
+  schedules: {bulk: ["22:00-06:00"]}
+  timezone: Europe/Oslo
+"""
+        )
+        (uplink,) = plan(load_site(write(tmp_path, text)), self.PLACE).of("uplink")
+        assert isinstance(uplink.settings, UplinkSettings)
+        sending = uplink.settings.sending
+        assert (sending.limits.all.messages_per_s, sending.limits.all.message_bytes) == (20, 128 * 1024)
+        assert (sending.schedules, sending.timezone) == ({"bulk": ("22:00-06:00",)}, "Europe/Oslo")
 
     def test_cameras_are_spread_over_capture_modules(self, tmp_path: Path) -> None:
         text = GOOD.replace("models:", "  - {name: gate, source: {kind: synthetic}}\nmodels:")
