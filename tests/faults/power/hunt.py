@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m faults.power.hunt faults.power.toys:NoFlush --cuts 100 --seed 1
 
-It prints one JSON object (`Report`) and ends with 1 if anything was lost or wrong.
+It prints a line of JSON (`Report`) for each engine and ends with 1 if anything was lost or wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from faults.power import mount, replay
 from faults.power.journal import Entry, entries
 from faults.power.recorder import Promise, recorded
 
-MIB = 1 << 20
 _START = multiprocessing.get_context("fork")  # children live in the mount namespace of this process
 
 
@@ -223,23 +222,27 @@ def _child(pipe: Any, function: Any, args: tuple[Any, ...]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Cut the power under an engine, many times.")
-    parser.add_argument("engine", help="module:Class")
-    parser.add_argument("--cuts", type=int, default=100)
+    parser = argparse.ArgumentParser(description="Cut the power under engines, many times.")
+    parser.add_argument("engines", nargs="+", metavar="MODULE:CLASS")
+    parser.add_argument("--cuts", type=int, default=100, help="of each engine")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="processes that cut")
+    parser.add_argument("--rounds", type=int, default=1, help="recordings of each engine")
     parser.add_argument("--chain", action="store_true", help="go on from a cut in every second round")
-    parser.add_argument("--size-mib", type=int, default=16)
+    parser.add_argument("--size-mib", type=int, default=16, help="of the disk")
     args = parser.parse_args()
     mount.private_mounts()
-    with tempfile.TemporaryDirectory() as folder, mount.mounted("tmpfs", Path(folder), "tmpfs") as room:
-        report = hunt(
-            args.engine, args.cuts, args.seed,
-            workers=args.workers, rounds=args.rounds, chain=args.chain, size=args.size_mib * MIB, room=room,
-        )  # fmt: skip
-    print(json.dumps(asdict(report), indent=1))
-    return 0 if report.clean else 1
+    clean = True
+    for name in args.engines:
+        with tempfile.TemporaryDirectory() as folder, mount.mounted("tmpfs", Path(folder), "tmpfs") as room:
+            report = hunt(
+                name, args.cuts, args.seed,
+                workers=args.workers, rounds=args.rounds, chain=args.chain, size=args.size_mib << 20,
+                room=room,
+            )  # fmt: skip
+        print(json.dumps(asdict(report)), flush=True)
+        clean = clean and report.clean
+    return 0 if clean else 1
 
 
 if __name__ == "__main__":

@@ -45,6 +45,15 @@ def die_with_parent() -> None:
     _call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
+def write_back(folder: Path) -> None:
+    """Have all that was done to the file system of a folder on its disk."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        _call("syncfs", file)
+    finally:
+        os.close(file)
+
+
 @contextmanager
 def mounted(what: Path | str, where: Path, kind: str, options: str = "") -> Iterator[Path]:
     """A file system at the folder `where`, made if missing."""
