@@ -26,6 +26,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -235,6 +236,10 @@ class Outbox:
                 break
             events.append(_event.decode(os.pread(self._file, entry.size, entry.at)))
         return events
+
+    def size(self, count: int) -> int:
+        """Bytes of the oldest `count` waiting events."""
+        return sum(entry.size for entry in islice(self._waiting, count))
 
     def first_of(self, epoch: str) -> int:
         """The first waiting number of an epoch; the next one to come where none of it waits."""

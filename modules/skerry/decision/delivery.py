@@ -6,7 +6,9 @@ from skerry.messages import Event, Name, Submission
 from skerry.outbox import Outbox
 
 WINDOW = 500
-"""Events that may be on their way at one time."""
+"""Events of a lane that may be on their way at one time."""
+WINDOW_BYTES = 2 * 1024 * 1024
+"""Bytes of them. Three lanes at once leave room for the highest in what the bus holds for a slow broker."""
 CHUNK = 100
 """Events in one message."""
 CHUNK_BYTES = 192 * 1024
@@ -57,7 +59,10 @@ class Delivery:
         room = min(WINDOW - self._sent, CHUNK)
         if room <= 0 or not self.unsent:
             return None
-        events = tuple(self._outbox.pending(room, self._sent, CHUNK_BYTES))
+        room_bytes = WINDOW_BYTES - self._outbox.size(self._sent)
+        if room_bytes <= 0:
+            return None
+        events = tuple(self._outbox.pending(room, self._sent, min(CHUNK_BYTES, room_bytes)))
         epoch = events[0].epoch
         return Submission(
             producer=self._producer, epoch=epoch, oldest=self._outbox.first_of(epoch), events=events

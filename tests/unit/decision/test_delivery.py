@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.channels import EVENTS, MAX_PAYLOAD
-from skerry.decision.delivery import CHUNK, WINDOW, Delivery
+from skerry.decision.delivery import CHUNK, WINDOW, WINDOW_BYTES, Delivery
 from skerry.messages import Submission
+from skerry.mqtt import MAX_BACKLOG
 from skerry.outbox import Outbox
 
 
@@ -108,6 +109,17 @@ def test_a_message_stays_below_what_a_broker_takes(outbox: Outbox) -> None:
     fill(outbox, 60, size=20_000)
     for submission in all_of(delivery, 0.0):
         assert len(msgspec.json.encode(submission)) < min(MAX_PAYLOAD, EVENTS.max_bytes)
+
+
+def test_three_lanes_on_their_way_leave_the_bus_room_for_a_fourth(outbox: Outbox) -> None:
+    delivery = Delivery(outbox, "decision", 1.0)
+    fill(outbox, 300, size=20_000)
+    sent = all_of(delivery, 0.0)
+    assert 1_900_000 < sum(len(msgspec.json.encode(s)) for s in sent) < 1.1 * WINDOW_BYTES
+    assert 3 * WINDOW_BYTES < MAX_BACKLOG
+    assert seqs(sent) == list(range(1, len(seqs(sent)) + 1))
+    delivery.accepted("e1", 10, 0.1)
+    assert seqs(all_of(delivery, 0.2)) == [len(seqs(sent)) + n for n in range(1, 11)]
 
 
 def test_an_event_larger_than_a_message_should_be_goes_alone(outbox: Outbox) -> None:
