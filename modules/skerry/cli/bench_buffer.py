@@ -205,7 +205,7 @@ def _waiting(place: Path, size: Size, say: Say) -> Figures:
         "drain_bus": _part(
             say,
             "draining it over the bus",
-            lambda: bench_drain.over_the_bus(state, place / "far-bus", count, size.bus_s),
+            lambda: bench_drain.over_the_bus(state, place / "far-bus", size.waiting_bytes, size.bus_s),
         ),
     }
     shutil.rmtree(state)
@@ -245,9 +245,13 @@ def _rows_of_appends(part: Figures) -> list[Row]:
                 continue
             got = part[f"batch_{batch}"]
             ratio = got[name]["ratio"]
-            beside = f"{got[name]['per_s']:,.0f} a second; raw {got[_RAW]['per_s']:,.0f}"
+            beside = f"{_speed(got[name], batch)}; raw {_speed(got[_RAW], batch)}"
             found.append(Row(what, f">= {least}", f"{ratio:.2f}", ratio >= least, beside))
     return found
+
+
+def _speed(found: Figures, batch: int) -> str:
+    return f"{found['per_s']:,.0f}/s, {batch * 1e6 / found['per_s']:,.0f} us"
 
 
 def _rows_of_device(part: Figures) -> list[Row]:

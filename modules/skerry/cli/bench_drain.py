@@ -15,7 +15,7 @@ from typing import Any
 from skerry.broker import HOST, BrokerProcess
 from skerry.buffer.disk import Disk
 from skerry.buffer.store import Batch, Chain, Record, Store
-from skerry.cli.bench_appends import LANE, READ, open_store
+from skerry.cli.bench_appends import LANE, PAYLOAD, READ, open_store
 from skerry.cli.bench_site import EPOCH, LINK, PRODUCER, SITE, Desk, Events, module
 from skerry.uplink import settings as uplink
 from skerry.uplink.links import Link
@@ -40,13 +40,15 @@ class _HastyDisk(Disk):
 
 
 def fill(folder: Path, size_bytes: int) -> int:
-    """Make a store with events of that many bytes waiting, on disk and out of memory; how many they are."""
-    events, seq, left = Events(), 0, size_bytes
+    """Have events of about that many bytes wait in a store, on disk, not in memory; the last offset."""
+    events = Events()
     store = open_store(folder, _LIMIT, disk=_HastyDisk())
+    chain = store.chain(LANE)
+    seq, left = chain.last, size_bytes - chain.waiting * PAYLOAD
     while left > 0:
         payloads = [events.encoded(seq + n) for n in range(1, _FILL + 1)]
         store.append(LANE, [Record(PRODUCER, EPOCH, seq + n, p) for n, p in enumerate(payloads, 1)])
-        left -= sum(map(len, payloads))
+        left -= _FILL * PAYLOAD
         seq += _FILL
     store.close()
     _forget(folder)
@@ -122,13 +124,13 @@ def _sent(payload: bytes) -> Sent:
     return record
 
 
-def over_the_bus(state: Path, far: Path, count: int, seconds: float) -> dict[str, Any]:
+def over_the_bus(state: Path, far: Path, size_bytes: int, seconds: float) -> dict[str, Any]:
     """A buffer process, Mosquitto, an uplink process, and a far end: events a second, and memory in MB.
 
     Args:
         state: of the modules; the store is in `buffer/log`.
         far: where the far ends keep their files.
-        count: records waiting in it.
+        size_bytes: waiting in it when a link begins.
         seconds: how long to watch each link.
     """
     far.mkdir()
@@ -141,20 +143,22 @@ def over_the_bus(state: Path, far: Path, count: int, seconds: float) -> dict[str
             },
         }  # fmt: skip
         for name, link in links.items():
-            figures[name] = _over_the_bus(state, link, count, seconds)
+            last = fill(state / "buffer" / "log", size_bytes)
+            figures[name] = _over_the_bus(state, link, last, seconds)
     return figures
 
 
-def _over_the_bus(state: Path, link: dict[str, Any], count: int, seconds: float) -> dict[str, Any]:
+def _over_the_bus(state: Path, link: dict[str, Any], last: int, seconds: float) -> dict[str, Any]:
     with BrokerProcess(state / "broker") as broker:
         began = time.monotonic()
         desk = Desk(broker.port)
         try:
-            with module(state, "buffer", broker.port, limit_bytes=_LIMIT) as buffer:
+            # All of it is a backlog, however fast it was made.
+            with module(state, "buffer", broker.port, limit_bytes=_LIMIT, backlog_s=0.1) as buffer:
                 desk.wait_ready(buffer)
                 ready = time.monotonic() - began
                 with module(state, "uplink", broker.port, name=LINK, link=link) as sender:
-                    rate = desk.wait_receipts(seconds, count)
+                    rate = desk.wait_receipts(seconds, last)
                     return {
                         "per_s": round(rate),
                         "buffer_ready_s": round(ready, 2),
