@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import needs
-from records import record, records
+from events import event
+from records import of, record, records
 from skerry.broker import BrokerProcess, free_port, mosquitto
 from skerry.channels import Channel
 from skerry.children import end, spawn
@@ -25,6 +28,7 @@ from skerry.mqtt import MqttBus
 from skerry.settings import BusSettings, TlsSettings
 from skerry.testing import eventually
 from skerry.uplink import settings as given
+from skerry.uplink.limits import Bounds
 from skerry.uplink.links.mqtt import MqttLink
 
 pytestmark = [needs.mosquitto, needs.unless(shutil.which("openssl") is not None, "needs the openssl program")]
@@ -175,6 +179,78 @@ def test_an_event_too_large_for_the_far_end_is_rejected_here(shared_broker: Brok
         link.send([record(1), record(2, size=3000)])
     link.send([record(1)])
     link.close()
+
+
+def test_the_narrower_of_two_limits_of_size_counts(shared_broker: BrokerProcess) -> None:
+    settings = given.MqttLink(host="127.0.0.1", port=shared_broker.port)
+    link = MqttLink(settings, "here", "narrow", threading.Event(), Bounds(message_bytes=1500))
+    link.open()
+    with pytest.raises(Rejected, match="expected at most 1500 bytes, got"):
+        link.send([record(1, size=2000)])
+    link.close()
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_a_batch_within_its_bound_is_never_refused_for_its_size(
+    shared_broker: BrokerProcess, compression: str
+) -> None:
+    """Also where nothing can be made smaller."""
+    link = link_to(
+        port=shared_broker.port, format="batch", compression=compression, max_payload_bytes=64 * 1024
+    )
+    link.open()
+    noise = random.Random(1)
+    batch, room, seq = [], link.max_bytes, 0
+    while True:
+        seq += 1
+        item = msgspec.structs.replace(
+            event(seq), data={"noise": noise.randbytes(noise.randrange(2000)).hex()}
+        )
+        room -= len(of(item).raw) + 1
+        if room < 0:
+            break
+        batch.append(of(item))
+    assert len(batch) > 10
+    link.send(batch)
+    link.close()
+
+
+def test_later_batches_go_out_before_the_first_is_confirmed(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path, kind="mosquitto") as frozen:
+        link = link_to(port=frozen.port, timeout_s=20.0)
+        link.open()
+        os.kill(frozen.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            for n in range(8):
+                link.start(records(n * 10 + 1, n * 10 + 10))
+            assert not link.finish(0.2)
+            assert time.monotonic() - began < 5
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
+        for _ in range(8):
+            eventually(lambda: link.finish(0.1))
+        link.close()
+
+
+def test_a_slow_far_end_is_not_down_while_it_confirms_something(tmp_path: Path) -> None:
+    """The time given is that without any confirmation, not that of all that is on its way."""
+    with BrokerProcess(tmp_path, kind="mosquitto") as slow:
+        link = link_to(port=slow.port, timeout_s=1.0)
+        link.open()
+        try:
+            for n in range(5):
+                os.kill(slow.pid, signal.SIGSTOP)
+                link.start(records(n + 1, n + 1))  # before the one before is finished: there is always one
+                if n:
+                    assert link.finish()
+                assert not link.finish(0.4)
+                os.kill(slow.pid, signal.SIGCONT)
+                eventually(lambda: not link._under_way[0])
+            assert link.finish()
+        finally:
+            os.kill(slow.pid, signal.SIGCONT)
+        link.close()
 
 
 def test_a_frozen_far_end_is_down_within_the_time_given(tmp_path: Path) -> None:
