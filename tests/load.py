@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     rate: float = 200.0
     """Events a second, all lanes together."""
     pad: int = 200
+    big_every: int = 0
+    """One event in so many has 20 times the padding; 0: none."""
     lanes: tuple[Lane, ...] = LANES
     outbox: int = 50_000
     resend_s: float = 0.5
@@ -100,7 +102,8 @@ def run(settings: Settings, bus: Bus, asked: SimpleQueue[int]) -> None:
         due = int((time.monotonic() - began) * settings.rate)
         while made < due:
             made += 1
-            _decide(outboxes[cycle[made % len(cycle)]], made, settings.pad, log)
+            big = settings.big_every and made % settings.big_every == 0
+            _decide(outboxes[cycle[made % len(cycle)]], made, settings.pad * (20 if big else 1), log)
         with suppress(Empty):
             message = inbox.get(timeout=0.01)
             while True:

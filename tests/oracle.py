@@ -182,7 +182,7 @@ class FarEnd:
                 self._take_gap(name, event)
             return fresh
         if event.retryof is not UNSET:
-            self.retried[event.retryof] = event
+            self._take_retry(event, event.retryof)
             self._gap_names.add(name)
             return fresh
         sent = self._oracle.sent.get(name)
@@ -194,6 +194,16 @@ class FarEnd:
             if event.timequality is not UNSET:
                 self.qualities[event.timequality] += 1
         return fresh
+
+    def _take_retry(self, event: Event, id_: str) -> None:
+        """An event that was refused, under a new name: it is what it was, and had never come."""
+        epoch, _, seq = id_.rpartition("-")
+        first = msgspec.structs.replace(event, id=id_, epoch=epoch, seq=int(seq), retryof=UNSET)
+        sent = self._oracle.sent.get(name_of(first))
+        assert sent is not None, f"nobody sent {id_}, which {name_of(event)} repeats"
+        assert _digest(first) == sent.content, f"{id_} was changed before it was tried again"
+        assert name_of(first) not in self.seen, f"{id_} had arrived before it was tried again"
+        self.retried[id_] = event
 
     def _in_order(self, name: Name, event: Event, sent: Sent) -> None:
         closed = self._closed.get(name[:2], 0)

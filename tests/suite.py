@@ -19,6 +19,7 @@ import psutil
 from bus_process import ModuleProcess, given
 from oracle import Account, FarEnd, Oracle, check_gaps_agree, check_ledger
 from skerry.broker import BrokerProcess
+from skerry.buffer.quarantine import entries
 from skerry.children import end, spawn
 from skerry.ledger import read_tally
 from skerry.messages import Event
@@ -227,6 +228,18 @@ class Suite:
         """Of the buffer's ledger, by reason."""
         return {k.partition("/")[2]: n for k, n in self.tally().items() if k.startswith("evicted/")}
 
+    @property
+    def store(self) -> Path:
+        """The folder of the buffer's store."""
+        return Path(self._settings["buffer"]["state"]) / "log"
+
+    def quarantined(self) -> list[tuple[Event, str]]:
+        """What the buffer put aside, each with its reason."""
+        return [
+            (msgspec.json.decode(listed.entry.event, type=Event), listed.entry.reason)
+            for listed in entries(self.store)
+        ]
+
     def delivered(self) -> int:
         """Different events that have arrived so far."""
         self.look()
@@ -261,10 +274,12 @@ class Suite:
 
     def check(self) -> Account:
         """Hold everything against everything, once nothing is on its way any more."""
-        account = self.arrived.check_complete(self.oracle.last)
+        account = self.arrived.check_complete(self.oracle.last, [e for e, _ in self.quarantined()])
         tally, evicted = self.tally(), self.evicted()
         check_ledger(tally["accepted"], tally["delivered"], tally["waiting"], evicted, lost=None)
         check_gaps_agree(account, evicted)
+        kept = tally["accepted"] - tally["stated"]
+        assert kept == account.accepted, f"kept {kept} of {account.accepted} that producers know as accepted"
         return account
 
     def _complete(self) -> bool:

@@ -77,9 +77,7 @@ def test_quarantine_accounts_for_what_it_holds() -> None:
 
 
 def test_a_retry_from_quarantine_is_known_by_what_it_repeats() -> None:
-    again = msgspec.structs.replace(
-        event(2, epoch="b1", source="/skerry/test/buffer"), retryof="e1-4", data=event(4).data
-    )
+    again = msgspec.structs.replace(event(4), id="b2-11", epoch="b2", seq=11, retryof="e1-4")
     arrived = [*events(1, 3), *events(5, 10), gap(4, 4, reason="quarantined"), again]
     oracle = knowing()
     far = oracle.far_end(repeats=False)
@@ -87,6 +85,12 @@ def test_a_retry_from_quarantine_is_known_by_what_it_repeats() -> None:
         far.take(one)
     assert far.check_complete(ALL, events(4, 4)).delivered == 9
     assert set(far.retried) == {"e1-4"}
+    for change, why in (
+        ({"data": {}}, "was changed before it was tried again"),
+        ({"retryof": "e1-40"}, "nobody sent e1-40"),
+        ({"retryof": "e1-3", "data": event(3).data}, "had arrived before"),
+    ):
+        fails([*arrived[:-1], msgspec.structs.replace(again, **change)], why)
 
 
 def test_a_corrected_time_is_not_a_change() -> None:
