@@ -64,7 +64,7 @@ EVENTS = Channel(
 )  # fmt: skip
 ACCEPTED = Channel(
     name="accepted", address="skerry/{site}/accepted/{producer}", payload=m.Accepted, qos=1, retain=True,
-    doc="Cumulative watermark per producer, sent only after the events are on disk.",
+    doc="Cumulative watermark of an epoch, sent only after the events are on disk; the last one is retained.",
 )  # fmt: skip
 OUTBOUND = Channel(
     name="outbound", address="skerry/{site}/outbound/{link}", payload=m.Outbound, qos=1, retain=False,

@@ -19,13 +19,13 @@ def test_message_cannot_be_changed_and_takes_unknown_fields(channel):
     message = SAMPLES[channel.name]
     with pytest.raises(AttributeError):
         message.schema = 2
-    later = {**msgspec.to_builtins(message), "new": 1}
-    assert msgspec.convert(later, channel.payload) == message
+    later = msgspec.json.encode(message)[:-1] + b',"new":1}'
+    assert msgspec.json.decode(later, type=channel.payload) == message
 
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda c: c.name)
 def test_every_message_carries_the_version_of_its_layout(channel):
-    assert msgspec.to_builtins(SAMPLES[channel.name])["schema"] == 1
+    assert msgspec.json.decode(msgspec.json.encode(SAMPLES[channel.name]))["schema"] == 1
 
 
 def test_event_is_a_structured_cloud_event():
