@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import Raw
+
 from skerry.buffer.blocks import Stamp
 from skerry.buffer.chain import Chain
 from skerry.buffer.disk import Disk
 from skerry.buffer.gaps import Hole
+from skerry.buffer.quarantine import Entry, Quarantine, entries
 from skerry.buffer.seal import Seal
 from skerry.buffer.settings import LaneSettings
-from skerry.buffer.store import Record, Store, StoreFull
+from skerry.buffer.store import Batch, Record, Store, StoreFull
 from skerry.messages import LANES, Lane
 from unit.buffer.stores import kill
 
@@ -63,10 +66,12 @@ class Plain:
     key: bytes | None = None
     segment = SEGMENT
     limit = LIMIT
+    quarantine = 4 << 20
     disk = Disk()
 
     def __init__(self) -> None:
         self.known = {lane: Known() for lane in LANES}
+        self.aside: tuple[Any, ...] = ()
 
     def open(self, folder: Path) -> Store:
         return Store.open(
@@ -129,19 +134,34 @@ class Plain:
 
     def _drain(self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random) -> None:
         chain = store.chain(draw.choice(LANES))
-        at = chain.upto + 1
+        at, aside = chain.upto + 1, ()
         for _ in range(draw.choice((1, 3, 12))):
             found = chain.read(at, 50, 20_000)
             if found is None:
                 break
+            if isinstance(found, Batch) and not aside and draw.random() < 0.1:
+                aside = (found.first,)
+                self._set_aside(store, chain, found)
             at = found.last + 1
         if at > chain.upto + 1:
-            chain.receipt(at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1))
-        say({"state": _state(store)})
+            chain.receipt(at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1), aside)
+        say({"state": _state(store), "aside": [chain.id, *aside]})
+
+    def _set_aside(self, store: Store, chain: Chain, found: Batch) -> None:
+        """The far end refuses the first record of a batch."""
+        quarantine = Quarantine(store.folder, store.disk, self.quarantine)
+        entry = Entry(
+            id=f"{chain.lane}-{found.first}", time="", lane=chain.lane, chain=chain.id, offset=found.first,
+            reason="no", event=Raw(found.payloads[0]),
+        )  # fmt: skip
+        with closing(quarantine):
+            quarantine.add(entry)
 
     # After the cut
 
     def note(self, fact: Any) -> None:
+        if len(fact.get("aside", ())) > 1:
+            self.aside = tuple(fact["aside"])
         for lane, (last, upto, evicted) in fact["state"].items():
             known, names = self.known[lane], _named(fact, lane)
             known.records.update(enumerate(names, last - len(names) + 1))
@@ -153,7 +173,8 @@ class Plain:
     def check(self, folder: Path, draw: random.Random, ahead: Any) -> int:
         with closing(self.open(folder)) as store:
             lost = sum(self._check_lane(store.chain(lane), ahead) for lane in LANES)
-            used = sum(path.stat().st_size for path in (folder / "log").iterdir())
+            self._check_aside(store)
+            used = sum(p.stat().st_size for p in store.folder.iterdir() if "quarantine" not in p.name)
             assert used <= store.bytes_on_disk <= self.limit, f"{used} bytes of {store.bytes_on_disk}"
             before = _before(store)
             if draw.random() >= _SOME:
@@ -163,6 +184,16 @@ class Plain:
             for lane in taken:
                 _check_goes_on(store.chain(lane), *before[lane])
         return lost
+
+    def _check_aside(self, store: Store) -> None:
+        """What the far end refused, and the cursor has passed, is in quarantine."""
+        there = [item.entry for item in entries(store.folder)]
+        assert self.aside in [(), *((e.chain, e.offset) for e in there)], f"{self.aside} is not in quarantine"
+        if self.quarantine < 1 << 20:
+            return  # the oldest may be gone
+        for chain in store.chains:
+            kept = sum(e.lane == chain.lane for e in there)
+            assert chain.evicted.get("quarantined", 0) <= kept, f"{chain.lane}: {kept} in quarantine"
 
     def _check_lane(self, chain: Chain, ahead: Any) -> int:
         lane, known = chain.lane, self.known[chain.lane]
@@ -175,7 +206,7 @@ class Plain:
         if lost:
             return lost
         assert {hole.reason for hole in holes} <= {"capacity"}, f"{lane}: {_brief(holes)}"
-        assert set(chain.evicted) <= {"capacity"}, f"{lane}: {chain.evicted}"
+        assert set(chain.evicted) <= {"capacity", "quarantined"}, f"{lane}: {chain.evicted}"
         assert sum(chain.evicted.values()) <= max(known.evicted, state[2]), (
             f"{lane}: {chain.evicted} of {known.evicted}, {state}, upto {chain.upto} of {known.upto},"
             f" {_brief(holes)}"
@@ -215,10 +246,11 @@ class Careless(Plain):
 
 
 class Wide(Plain):
-    """Larger segments."""
+    """Larger segments, and a small quarantine."""
 
     segment = 256 * 1024
     limit = 20 * segment
+    quarantine = 4096  # it is begun anew all the time
 
 
 def payload(epoch: str, seq: int, size: int) -> bytes:
