@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -145,39 +146,54 @@ class Slice(NamedTuple):
 
 
 def alternate(
-    logs: Mapping[str, Log], batch: int, *, slice_s: float, rounds: int,
+    logs: Mapping[str, Log], batch: int, *, slice_s: float, rounds: int, visits: int = 1,
     between: Callable[[str, Log], None] = lambda _name, _log: None,
 ) -> dict[str, list[Slice]]:  # fmt: skip
-    """Append to each log for a slice of time, then to the next, round after round.
+    """Append to each log for a while, then to the next, and again, round after round.
 
     Args:
         logs: by name.
         batch: payloads an append.
-        slice_s: seconds of one log at a time, of which only those inside `append` count.
+        slice_s: seconds of each log in a round, of which only those inside `append` count.
         rounds: slices of each log.
-        between: called with name and log after each slice, untimed: to take away what was appended, say.
+        visits: a round passes over all logs so often, each time in another order: the shorter one of
+            them is at it, the less the disk changes until the next.
+        between: called with name and log after each visit, untimed: to take away what was appended, say.
     """
     content = payloads(batch)
-    taken: dict[str, list[Slice]] = {name: [] for name in logs}
+    names = list(logs)
+    taken: dict[str, list[Slice]] = {name: [] for name in names}
     for turn in range(rounds):
-        names = list(logs)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken[name].append(_slice(logs[name], content, slice_s))
-            between(name, logs[name])
+        spent = {name: _Spent() for name in names}
+        for visit in range(visits):
+            start = (turn + visit) % len(names)
+            for name in names[start:] + names[:start]:
+                _visit(logs[name], content, slice_s / visits, spent[name])
+                between(name, logs[name])
+        for name, s in spent.items():
+            taken[name].append(Slice(s.appends * batch / s.wall_s, s.cpu_s * 1e6 / s.appends))
     return taken
 
 
-def _slice(log: Log, content: Sequence[bytes], seconds: float) -> Slice:
-    appends, passed, used = 0, 0.0, 0.0
+@dataclass
+class _Spent:
+    appends: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+def _visit(log: Log, content: Sequence[bytes], seconds: float, spent: _Spent) -> None:
+    """Append for some seconds, once at least."""
     until = time.perf_counter() + seconds
-    while not appends or time.perf_counter() < until:
+    while True:
         given = log.ready(content)
         cpu, began = time.process_time(), time.perf_counter()
         log.append(given)
-        passed += time.perf_counter() - began
-        used += time.process_time() - cpu
-        appends += 1
-    return Slice(appends * len(content) / passed, used * 1e6 / appends)
+        spent.wall_s += time.perf_counter() - began
+        spent.cpu_s += time.process_time() - cpu
+        spent.appends += 1
+        if time.perf_counter() >= until:
+            return
 
 
 def compare(taken: Mapping[str, Sequence[Slice]], limit: str) -> dict[str, dict[str, float]]:
@@ -199,6 +215,8 @@ class Pass(NamedTuple):
     """Some appends to a log on a disk of its own, and their drain."""
 
     appends: int
+    append_s: float
+    """Inside `append` alone."""
     payload_bytes: int
     flushes: int
     """Of the device, between the first append and the acknowledgement of the last."""
@@ -226,9 +244,12 @@ def weigh(
     done: list[Pass] = []
     before = disk.counters()
     for most in passes:
-        start, until, appends = disk.counters_now().flushes, time.monotonic() + seconds, 0
+        start, until, appends, spent = disk.counters_now().flushes, time.monotonic() + seconds, 0, 0.0
         while not appends or (appends < most and time.monotonic() < until):
-            log.append(log.ready(content))
+            given = log.ready(content)
+            began = time.perf_counter()
+            log.append(given)
+            spent += time.perf_counter() - began
             appends += 1
         flushes = disk.counters_now().flushes - start
         began = time.monotonic()
@@ -237,6 +258,6 @@ def weigh(
         between()
         after = disk.counters()
         size = after.since(before).bytes_written
-        done.append(Pass(appends, appends * batch * PAYLOAD, flushes, size, drained, took))
+        done.append(Pass(appends, spent, appends * batch * PAYLOAD, flushes, size, drained, took))
         before = after
     return done

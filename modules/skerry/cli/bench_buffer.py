@@ -32,6 +32,7 @@ _MIB = 1024 * 1024
 _IMAGE = 256 * _MIB
 _LINK_UP, _LINK_DOWN = "store", "store_link_down"
 _RAW = "raw"
+_NATS_THROUGH = "nats_mount_sync"
 _BATCHES = (1, 100)
 
 
@@ -41,6 +42,8 @@ class Size(NamedTuple):
     rounds: int = 9
     """Slices of each log, for each batch size; medians are reported."""
     slice_s: float = 0.2
+    visits: int = 5
+    """In how many pieces a slice of the store, and of the limit beside it, is cut."""
     first_pass: int = 1280
     """Appends of 100 to the store: 64 MB, 8 segments."""
     recycled: tuple[int, ...] = (160, 160, 160, 160)
@@ -120,22 +123,37 @@ def _makers(peers: Mapping[str, Peer]) -> dict[str, Callable[[Path], Log]]:
 
 
 def _appends(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Figures:
-    """All of them in turn, in batches of 1 and of 100; then those that keep anything are drained."""
+    """The store in turn with the limit, and then its peers, in batches of 1 and of 100."""
+    makers = _makers(peers)
+    ours = {_RAW: RawFile, _LINK_UP: StoreLog, _LINK_DOWN: StoreLog}
+    theirs = {name: make for name, make in makers.items() if name != _LINK_UP}
     figures: Figures = {}
     for batch in _BATCHES:
         home = place / f"appends-{batch}"
-        logs: dict[str, Log] = {}
-        try:
-            for name, make in {**_makers(peers), _LINK_DOWN: StoreLog}.items():
-                logs[name] = make(home / name)
-            taken = alternate(logs, batch, slice_s=size.slice_s, rounds=size.rounds, between=_between)
-            figures[f"batch_{batch}"] = compare(taken, _RAW)
-        finally:
-            for log in logs.values():
-                log.close()
-            shutil.rmtree(home, ignore_errors=True)
+        # A peer may take a second for one append: it is visited once a round.
+        figures[f"batch_{batch}"] = {
+            **_in_turn(home, theirs, batch, size, visits=1),
+            **_in_turn(home, ours, batch, size, visits=size.visits),
+        }
         say(f"durable appends in batches of {batch}: done")
     return figures
+
+
+def _in_turn(
+    home: Path, makers: Mapping[str, Callable[[Path], Log]], batch: int, size: Size, *, visits: int
+) -> dict[str, dict[str, float]]:
+    logs: dict[str, Log] = {}
+    try:
+        for name, make in makers.items():
+            logs[name] = make(home / name)
+        taken = alternate(
+            logs, batch, slice_s=size.slice_s, rounds=size.rounds, visits=visits, between=_between
+        )
+        return compare(taken, _RAW)
+    finally:
+        for log in logs.values():
+            log.close()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _between(name: str, log: Log) -> None:
@@ -156,6 +174,13 @@ def _device(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Fig
                     passes = (size.first_pass, *size.recycled)
                 figures[name][f"batch_{batch}"] = _weighed(disk, make, batch, passes, size)
             say(f"what reaches the device of {name}: done")
+        if not (peers["nats"].missing or bench_peers.syncs_always(peers["nats"])):
+            # Told by the file system what it cannot be told itself.
+            disk.write_through()
+            figures[_NATS_THROUGH] = {
+                f"batch_{batch}": _weighed(disk, _makers(peers)["nats"], batch, (size.weighed,) * 2, size)
+                for batch in _BATCHES
+            }
     return figures
 
 
@@ -175,6 +200,7 @@ def _weighed(
     appends = sum(p.appends for p in others)
     return {
         "appends": appends,
+        "per_s": round(appends * batch / sum(p.append_s for p in others), 1),
         "flushes_per_append": round(sum(p.flushes for p in others) / appends, 2),
         "device_bytes_per_payload_byte": _weight(others),
         "device_bytes_per_payload_byte_first_pass": _weight([first]),
@@ -344,6 +370,8 @@ def _peers(figures: Figures) -> Table:
         _LINK_DOWN: "nothing drained",
         **{name: peer["setting"] for name, peer in figures["peers"].items()},
     }
+    if _NATS_THROUGH in figures["device"]:
+        settings[_NATS_THROUGH] = "the same on a file system mounted with -o sync (on the loop device)"
     for name, setting in settings.items():
         missing = figures["peers"].get(name, {}).get("missing", "")
         how = f"not measured: {missing} ({setting})" if missing else setting
@@ -355,6 +383,9 @@ def _appended(figures: Figures, name: str) -> list[str]:
     cells = []
     for batch in _BATCHES:
         found = figures["appends"].get(f"batch_{batch}", {}).get(name)
+        if name == _NATS_THROUGH:
+            there, raw = (figures["device"][n][f"batch_{batch}"]["per_s"] for n in (name, _RAW))
+            found = {"per_s": there, "ratio": there / raw}
         cells += ["-", "-"] if found is None else [f"{found['per_s']:,.0f}", f"{found['ratio']:.2f}"]
     return cells
 

@@ -27,6 +27,7 @@ from skerry.errors import Unavailable
 T = TypeVar("T")
 
 _TIMEOUT_S = 20.0
+_ALWAYS = "sync_interval: always"
 _SBIN = "/usr/sbin:/usr/local/sbin:/usr/local/bin"
 
 
@@ -243,7 +244,12 @@ def make(name: str, peer: Peer, folder: Path) -> Log:
         return Sqlite(folder)
     if name == "mosquitto":
         return Mosquitto(folder)
-    return Nats(folder, sync_always="sync_interval: always" in peer.setting)
+    return Nats(folder, sync_always=syncs_always(peer))
+
+
+def syncs_always(peer: Peer) -> bool:
+    """Whether the NATS server found here can be told to sync before it acknowledges."""
+    return _ALWAYS in peer.setting
 
 
 def _survey_mosquitto() -> Peer:
@@ -256,7 +262,7 @@ def _survey_mosquitto() -> Peer:
 
 
 def _survey_nats(folder: Path) -> Peer:
-    program, wanted = _nats_server(), "sync_interval: always"
+    program, wanted = _nats_server(), _ALWAYS
     if program is None:
         return Peer(wanted, "nats-server is not installed")
     if importlib.util.find_spec("nats") is None:
@@ -272,7 +278,7 @@ def _survey_nats(folder: Path) -> Peer:
 
 
 def _nats_configuration(folder: Path, port: int, *, sync_always: bool) -> str:
-    always = "  sync_interval: always\n" if sync_always else ""
+    always = f"  {_ALWAYS}\n" if sync_always else ""
     return (
         f"listen: {broker.HOST}:{port}\njetstream {{\n  store_dir: {folder}/js\n{always}"
         "  max_memory_store: 16MB\n  max_file_store: 4GB\n}\n"

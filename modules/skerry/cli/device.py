@@ -101,6 +101,13 @@ class LoopDisk:
         """What the device has done so far, as it is."""
         return parse_stat(Path(f"/sys/block/{Path(self._device).name}/stat").read_text(encoding="ascii"))
 
+    def write_through(self) -> None:
+        """From now on a write returns when it is on disk: for what cannot be told to sync.
+
+        Source: mount(8), the option `sync`.
+        """
+        _call("mount", "-o", "remount,sync,noatime", str(self.root))
+
     def _set_up(self) -> None:
         with self._image.open("wb") as image:
             for at in range(0, self._size, _CHUNK):

@@ -72,6 +72,15 @@ class TestAlternate:
         alternate(logs, 3, slice_s=0.0, rounds=3, between=lambda name, _log: order.append(name))
         assert order == ["a", "b", "b", "a", "a", "b"]
 
+    def test_a_round_in_several_visits_is_still_one_slice(self) -> None:
+        logs: dict[str, Log] = {"a": Listed(), "b": Listed()}
+        order: list[str] = []
+        taken = alternate(
+            logs, 3, slice_s=0.0, rounds=2, visits=3, between=lambda name, _log: order.append(name)
+        )
+        assert order == ["a", "b", "b", "a", "a", "b", "b", "a", "a", "b", "b", "a"]
+        assert [len(slices) for slices in taken.values()] == [2, 2]
+
     def test_all_that_was_appended_is_whole_batches(self) -> None:
         log = Listed()
         alternate({"a": log}, 7, slice_s=0.001, rounds=2)
@@ -215,7 +224,7 @@ def figures() -> dict[str, object]:
     """All of them met, but the latency."""
     log = {"per_s": 5000.0, "ratio": 0.9, "cpu_us": 20.0}
     weighed = {
-        "appends": 10, "flushes_per_append": 1.0, "device_bytes_per_payload_byte": 1.2,
+        "appends": 10, "per_s": 9000.0, "flushes_per_append": 1.0, "device_bytes_per_payload_byte": 1.2,
         "device_bytes_per_payload_byte_first_pass": 2.2, "drain_per_s": 100_000,
     }  # fmt: skip
     batches = ("batch_1", "batch_100")
