@@ -253,6 +253,39 @@ def test_a_slow_far_end_is_not_down_while_it_confirms_something(tmp_path: Path) 
         link.close()
 
 
+def test_nothing_of_an_earlier_connection_is_waited_for(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path, kind="mosquitto") as frozen:
+        link = link_to(port=frozen.port)
+        link.open()
+        os.kill(frozen.pid, signal.SIGSTOP)
+        try:
+            link.start(records(1, 10))
+            link.close()
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
+        link.open()
+        assert not link.finish(0.05)
+        link.send(records(1, 10))
+        link.close()
+
+
+def test_a_confirmation_that_is_faster_than_we_are_counts(
+    shared_broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = link_to(port=shared_broker.port)
+    link.open()
+    publish = link._publish
+
+    def slowly(*arguments: object) -> int:
+        mid = publish(*arguments)  # type: ignore[arg-type] - as they came
+        eventually(lambda: mid in link._early)
+        return mid
+
+    monkeypatch.setattr(link, "_publish", slowly)
+    link.send(records(1, 3))
+    link.close()
+
+
 def test_a_frozen_far_end_is_down_within_the_time_given(tmp_path: Path) -> None:
     with BrokerProcess(tmp_path, kind="mosquitto") as frozen:
         link = link_to(port=frozen.port, timeout_s=0.5)

@@ -48,7 +48,8 @@ class Lanes:
             for offset in [n for n in chain.refused if n <= message.base]:
                 del chain.refused[offset]
             if message.last <= chain.queued:
-                chain.untold = chain.untold or message.last <= chain.confirmed
+                if message.last <= chain.confirmed:
+                    chain.untold = max(chain.untold, message.last)
                 self._tell()
                 return "repeat"
             if message.first > max(chain.queued, message.base) + 1:
@@ -124,7 +125,7 @@ class Lanes:
             chain = part.chain
             self._size[chain.lane] -= part.size
             chain.confirmed = max(chain.confirmed, part.last)
-            chain.untold = True
+            chain.untold = chain.confirmed
             if reason:
                 chain.refused[part.last] = reason
 
@@ -132,16 +133,17 @@ class Lanes:
         """What the buffer is to be told now."""
         with self._changed:
             found = [c for c in self._chains.values() if c.untold]
-            for chain in found:
-                chain.untold = False
-            return [
+            receipts = [
                 Receipt(
-                    store=c.store,
-                    upto=c.confirmed,
-                    refused=tuple(Refusal(n, r) for n, r in c.refused.items()),
+                    store=chain.store,
+                    upto=chain.untold,
+                    refused=tuple(Refusal(n, r) for n, r in chain.refused.items() if n <= chain.untold),
                 )
-                for c in found
+                for chain in found
             ]
+            for chain in found:
+                chain.untold = 0
+            return receipts
 
     def __len__(self) -> int:
         """Records that wait."""

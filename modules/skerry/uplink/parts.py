@@ -18,7 +18,8 @@ class Chain(msgspec.Struct, kw_only=True, eq=False):
         confirmed: the far end has, or has refused, every record up to here.
         refused: offset to reason of what it refused, until the buffer knows.
         alone: records up to here are sent one by one, to find the one that is refused.
-        untold: the buffer does not know how far we are.
+        untold: what the buffer is to be told next, 0 when nothing: after a repeat no more than that, for a
+            buffer that lost its place believes nobody who is ahead of what it has sent since.
     """
 
     store: str
@@ -27,7 +28,7 @@ class Chain(msgspec.Struct, kw_only=True, eq=False):
     confirmed: int = 0
     refused: dict[int, str] = {}
     alone: int = 0
-    untold: bool = False
+    untold: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):

@@ -153,6 +153,21 @@ def test_the_buffer_is_told_once_and_again_when_it_asks() -> None:
     assert lanes.receipts()[0].refused == ()
 
 
+def test_a_buffer_that_lost_its_place_is_told_no_more_than_it_has_sent_since() -> None:
+    """It believes no receipt for what it has not sent, and would wait for ever."""
+    lanes = Lanes(1 << 20)
+    lanes.put(batch(1, 500))
+    lanes.confirm(lanes.take("event", 1000, 1 << 20))
+    assert upto(lanes.receipts()) == {"s": 500}
+    sent = 0
+    while sent < 500:
+        assert lanes.put(batch(sent + 1, sent + 50)) == "repeat"
+        (receipt,) = lanes.receipts()
+        assert receipt.upto == sent + 50
+        sent = receipt.upto
+    assert lanes.put(batch(501, 501)) == ""
+
+
 def test_memory_is_bounded_however_many_stores_there_are() -> None:
     lanes = Lanes(1 << 20)
     lanes.put(batch(1, 1))
