@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from skerry.messages import LANES, Lane
 from unit.buffer.stores import kill
 
 STEPS = 260
+LIFE = 70
+"""Steps after which the producers begin anew."""
+MORTALITY = 0.08
+"""Of the steps, how many the process may not outlive."""
 SEGMENT = 64 * 1024
 LIMIT = 20 * SEGMENT
 TELEMETRY_LIMIT = 4 * SEGMENT
@@ -54,6 +59,44 @@ class Known:
     marks: dict[str, int] = field(default_factory=dict)
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Mortal(Disk):
+    """After so many more calls, its process is killed: before the call or right after it."""
+
+    def __init__(self) -> None:
+        self.calls_left: float = inf
+
+    def _live(self) -> None:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise Killed
+
+    def write(self, file: int, content: bytes, at: int) -> None:
+        self._live()
+        super().write(file, content, at)
+        self._live()
+
+    def sync(self, file: int) -> None:
+        self._live()
+        super().sync(file)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._live()
+        super().rename(old, new)
+        self._live()
+
+    def unlink(self, path: Path) -> None:
+        self._live()
+        super().unlink(path)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._live()
+        super().sync_folder(folder)
+
+
 class Plain:
     """Group commits, receipts, eviction, restarts.
 
@@ -67,11 +110,11 @@ class Plain:
     segment = SEGMENT
     limit = LIMIT
     quarantine = 4 << 20
-    disk = Disk()
 
     def __init__(self) -> None:
         self.known = {lane: Known() for lane in LANES}
         self.aside: tuple[Any, ...] = ()
+        self.disk = Mortal()
 
     def open(self, folder: Path) -> Store:
         return Store.open(
@@ -89,25 +132,38 @@ class Plain:
             self.note(fact)
 
         store = self.open(folder)
-        life = 0
         self._adopt(store, say)
-        for _ in range(STEPS):
-            what = draw.random()
-            if what < 0.62:
-                self._append(store, say, draw, life)
-            elif what < 0.9:
-                self._drain(store, say, draw)
-            elif what < 0.95:
-                store.prepare()
-            elif what < 0.97:
-                life += 1  # the producers begin anew
-            else:
-                (kill if draw.random() < 0.5 else Store.close)(store)
+        for n in range(STEPS):
+            self.disk.calls_left = draw.randint(0, 5) if draw.random() < MORTALITY else inf
+            try:
+                restarted = self._step(store, say, draw, n // LIFE)
+            except Killed:
+                restarted = True
+            if restarted:
+                self.disk.calls_left = inf
+                kill(store)
                 store = self.open(folder)
-                say({"state": _state(store)})
+                self._adopt(store, say)
+
+    def _step(
+        self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random, life: int
+    ) -> bool:
+        """One thing that a store does; whether it was the last, because it is opened anew."""
+        what = draw.random()
+        if what < 0.65:
+            self._append(store, say, draw, life)
+        elif what < 0.92:
+            self._drain(store, say, draw)
+        elif what < 0.97:
+            store.prepare()
+        else:
+            if what < 0.985:
+                store.close()
+            return True
+        return False
 
     def _adopt(self, store: Store, say: Callable[[dict[str, Any]], None]) -> None:
-        """What was under way when the power was cut, and came through, counts from now on."""
+        """What was under way at the end of the last life, and came through, counts from now on."""
         came: dict[Lane, list[list[Any]]] = {}
         for lane in LANES:
             found = contents(store.chain(lane))[0]
@@ -241,7 +297,6 @@ class Careless(Plain):
 
     def __init__(self, forgotten: str) -> None:
         super().__init__()
-        self.disk = Disk()
         setattr(self.disk, forgotten, lambda _: None)
 
 
