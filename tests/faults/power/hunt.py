@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,23 +197,24 @@ def _each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
     Raises:
         RuntimeError: one of them did not come to its end.
     """
-    running = []
-    for args in calls:
-        ours, theirs = _START.Pipe(duplex=False)
-        process = _START.Process(target=_child, args=(theirs, function, args))
-        process.start()
-        theirs.close()
-        running.append((process, ours))
-    results = []
-    for process, ours in running:
+    with ExitStack() as stack:
+        running = [_started(function, args, stack) for args in calls]
         try:
-            results.append(ours.recv())
+            return [pipe.recv() for pipe in running]
         except EOFError as error:
             raise RuntimeError(f"{function.__name__} failed, see above") from error
-        finally:
-            process.join()
-            ours.close()
-    return results
+
+
+def _started(function: Any, args: tuple[Any, ...], stack: ExitStack) -> Any:
+    """Where the result of a call will come from; when the stack is left, its process is no more."""
+    ours, theirs = _START.Pipe(duplex=False)
+    process = _START.Process(target=_child, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    stack.callback(ours.close)
+    stack.callback(process.join)
+    stack.callback(process.kill)
+    return ours
 
 
 def _child(pipe: Any, function: Any, args: tuple[Any, ...]) -> None:
@@ -234,7 +236,10 @@ def main() -> int:
     mount.private_mounts()
     clean = True
     for name in args.engines:
-        with tempfile.TemporaryDirectory() as folder, mount.mounted("tmpfs", Path(folder), "tmpfs") as room:
+        with (
+            tempfile.TemporaryDirectory(prefix="skerry-power-") as folder,
+            mount.mounted("tmpfs", Path(folder), "tmpfs") as room,
+        ):
             report = hunt(
                 name, args.cuts, args.seed,
                 workers=args.workers, rounds=args.rounds, chain=args.chain, size=args.size_mib << 20,

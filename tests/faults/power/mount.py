@@ -62,7 +62,11 @@ def mounted(what: Path | str, where: Path, kind: str, options: str = "") -> Iter
     try:
         yield where
     finally:
-        _call("umount2", os.fsencode(where), 0)
+        try:
+            _call("umount2", os.fsencode(where), 0)
+        except OSError:  # a file is open, or a worker did not come to its end
+            unmount_when_free(where)
+            raise
 
 
 def unmount_when_free(where: Path) -> None:
