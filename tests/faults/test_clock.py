@@ -1,7 +1,7 @@
 """The wall clock jumps by years while buffer, uplink and producer run; monotonic time does not."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -9,19 +9,15 @@ import pytest
 from msgspec import UNSET
 
 import needs
-from clocks import YEAR_S, WallClock, built
+from clocks import YEAR_S, WallClock
 from oracle import check_dense
+from skerry.channels import OUTBOUND
 from skerry.messages import Event
-from suite import Lines, Suite
+from skerry.mqtt import MqttBus
+from skerry.settings import BusSettings
+from suite import SITE, Lines, Suite
 
 pytestmark = [needs.mosquitto, needs.compiler, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def clock(tmp_path: Path) -> Iterator[WallClock]:
-    clock = WallClock(built(tmp_path), tmp_path / "told")
-    yield clock
-    clock.close()
 
 
 def error_s(event: Event) -> float:
@@ -33,7 +29,6 @@ def error_s(event: Event) -> float:
 def test_jumps_of_years_change_neither_order_nor_delivery_nor_timers(
     tmp_path: Path, clock: WallClock
 ) -> None:
-    clock.synchronise(True)
     with Suite(tmp_path, environment=clock.environment) as suite:
         suite.wait_for(lambda: suite.delivered() > 50)
         for years in (10, -30, 50, -40.5):
@@ -47,6 +42,31 @@ def test_jumps_of_years_change_neither_order_nor_delivery_nor_timers(
         assert account.delivered == account.sent == account.accepted
         assert account.repeats == 0
         check_dense(Lines(tmp_path / "far.jsonl").fresh())
+
+
+def test_a_silent_uplink_is_sent_to_again_although_the_clock_went_back_by_years(
+    tmp_path: Path, clock: WallClock
+) -> None:
+    with Suite(tmp_path, environment=clock.environment) as suite:
+        suite.wait_for(lambda: suite.delivered() > 50)
+        bus = MqttBus(BusSettings(port=suite.broker.port), SITE, "listener")
+        firsts: Counter[tuple[str, int]] = Counter()
+        try:
+            bus.subscribe(OUTBOUND, lambda m: firsts.update([(m.store, m.first)]), "uplink")
+            bus.connect()
+            suite.wait_for(lambda: len(firsts) > 10)
+            uplink = suite.process("uplink")
+            uplink.suspend()
+            time.sleep(0.2)
+            clock.jump(-30 * YEAR_S)
+            firsts.clear()
+            suite.wait_for(
+                lambda: any(n >= 2 for n in firsts.values()), why="it is sent again after resend_s"
+            )
+            uplink.resume()
+        finally:
+            bus.close()
+        assert suite.settle().delivered == len(suite.oracle.sent)
 
 
 def test_times_are_marked_while_the_clock_is_wrong_and_corrected_once_it_is_right(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import needs
+from clocks import YEAR_S, WallClock
 from far_network import FarNetwork
 from oracle import check_dense
 from suite import Lines, Suite
@@ -32,21 +33,29 @@ def test_a_frozen_broker_buffer_or_uplink_delays_and_loses_nothing(tmp_path: Pat
 
 
 @needs.network
-def test_a_link_that_is_cut_swallowed_and_throttled_loses_nothing_and_recovers(tmp_path: Path) -> None:
+@needs.compiler
+def test_a_link_that_is_cut_swallowed_and_throttled_loses_nothing_and_recovers(
+    tmp_path: Path, clock: WallClock
+) -> None:
     with FarNetwork(tmp_path / "far") as far:
         options = {"uplink": {"link": far.link()}, "far": far.arrived, "repeats": True}
+        options["environment"] = clock.environment
         with Suite(tmp_path, load={"rate": 200, "pad": 400}, **options) as suite:
             suite.wait_for(lambda: suite.delivered() > 50)
 
             far.down()
-            time.sleep(3)  # the outage
+            time.sleep(1.5)  # the outage
+            suite.kill("uplink")  # with its hands full of what nobody has confirmed
+            time.sleep(1.5)
             suite.look()
             far.up()
             before = suite.delivered()
             suite.wait_for(lambda: suite.delivered() > before + 300, why="it recovers from a cut")
 
             far.swallow()
-            time.sleep(3)
+            time.sleep(2)
+            clock.jump(-30 * YEAR_S)  # while it waits for its next try
+            time.sleep(1)
             far.answer()
             before = suite.delivered()
             suite.wait_for(lambda: suite.delivered() > before + 300, why="it recovers from silence")

@@ -304,7 +304,7 @@ class Uplink:
             if self._stop.is_set():
                 raise LinkDown("stopping")
         if failure:
-            raise failure[0]
+            raise failure.pop()  # out of the list: the error knows this frame, and would keep itself alive
         self._open = True
         log.info("link.open", link=self._settings.name)
 
