@@ -61,7 +61,7 @@ lock: $(VENV)/.setup-dev  ## pin and hash what pyproject.toml asks for
 	scripts/lock
 
 bench: $(VENV)/.setup  ## measure this machine
-	@for what in pipeline bus inference; do $(BIN)/skerry bench $$what $(ARGS); done
+	@for what in pipeline bus buffer inference; do $(BIN)/skerry bench $$what $(ARGS); done
 
 train-demo-model:  ## train the demo's model again (half an hour; needs PyTorch in .venv-train)
 	@test -x .venv-train/bin/python || {
