@@ -181,6 +181,8 @@ class Suite:
             self.broker.start()
             return
         process = self._process(name)
+        if not process.alive:
+            self.revived[name] = self.revived.get(name, 0) + 1
         process.kill()
         process.start()
 
@@ -254,13 +256,15 @@ class Suite:
                 assert self._process(name).alive, f"{name} ended by itself; {self.words()}"
             time.sleep(0.05)
 
-    def settle(self, within_s: float = 30.0, *, fresh: int = 20) -> Account:
+    def settle(self, within_s: float = 30.0, *, fresh: int = 20, crashes: bool = False) -> Account:
         """Liveness, then the ledger: what is decided after all faults arrives, and then nothing is missing.
 
         Args:
             within_s: for both together.
             fresh: events that must arrive first, which were decided from now on.
+            crashes: whether a module may have ended by itself.
         """
+        assert crashes or not self.revived, f"ended by themselves: {self.revived}; {self.words()}"
         deadline = time.monotonic() + within_s
         before = self.delivered()
         if fresh:

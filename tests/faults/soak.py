@@ -217,7 +217,7 @@ class Soak:
         if self.clock:
             self.clock.set(0)
         self.calm_from_s = seconds / 2
-        account = suite.settle(120)
+        account = suite.settle(120, crashes=True)
         self.watch.stop()
         return account
 
