@@ -45,6 +45,7 @@ _SIZE = struct.Struct("<I")
 _ABOUT = struct.Struct("<BBBIQQ")
 HEADER_SIZE = _HEADER.size + _CRC.size
 _CHUNK = 64 * 1024
+_encode = msgspec.json.Encoder().encode
 
 
 class Header(NamedTuple):
@@ -190,7 +191,7 @@ def checkpoint(seal: Seal, segment: int, first: int, content: Checkpoint) -> byt
 
 def records_body(preface: Preface, payloads: Sequence[bytes], lengths: Sequence[int]) -> bytes:
     """The body of a block of records."""
-    said = msgspec.json.encode(preface)
+    said = _encode(preface)
     sizes = struct.pack(f"<{len(lengths)}I", *lengths)
     return b"".join((_SIZE.pack(len(said)), said, sizes, *payloads))
 

@@ -23,44 +23,21 @@ import structlog
 from msgspec.structs import replace
 
 from skerry.buffer import blocks, gaps, segment
-from skerry.buffer.blocks import Block, Checkpoint, Mark, Preface, Run, Stamp
+from skerry.buffer.blocks import Block, Checkpoint, Mark, Run, Stamp
 from skerry.buffer.cursor import Cursor, Position
-from skerry.buffer.disk import Disk
+from skerry.buffer.disk import Disk, fault
 from skerry.buffer.gaps import CAPACITY, CORRUPT, QUARANTINED, GapFile, Hole
-from skerry.buffer.pool import FULL, Pool
+from skerry.buffer.pool import Pool
+from skerry.buffer.reader import Reader, checkpoint_in
+from skerry.buffer.records import OWN, Key, Record, Series, commit_of, framed, series_of
+from skerry.buffer.recovery import recover
 from skerry.buffer.seal import Seal
 from skerry.buffer.segment import Contents, Segment, Span
-from skerry.errors import Unavailable
 from skerry.messages import Lane
 
 REMEMBERED = 1000
 """Epochs whose watermark is kept. One that was forgotten may bring repeats, never a loss."""
-OWN = ""
-"""Producer of the records that the buffer itself adds; their epoch is the chain's identity, their seq
-the offset."""
-_BLOCK_BYTES = 64 * 1024
-"""Records of one commit are split into blocks of about this size: what one flipped bit can cost."""
-
 log = structlog.get_logger()
-Key = tuple[str, str]
-"""Producer and epoch."""
-
-
-class StoreFull(Unavailable):
-    """There is no room: nothing of this append is kept, all that was accepted before is."""
-
-
-class StoreFault(Unavailable):
-    """The disk failed: nothing of this append is kept, all that was accepted before is."""
-
-
-class Record(NamedTuple):
-    """What a producer wants kept; `payload` is kept as it is."""
-
-    producer: str
-    epoch: str
-    seq: int
-    payload: bytes
 
 
 class Batch(NamedTuple):
@@ -75,16 +52,6 @@ class Batch(NamedTuple):
     def last(self) -> int:
         """Offset of the last one."""
         return self.first + len(self.payloads) - 1
-
-
-class _Said(NamedTuple):
-    """Records, as a block has them."""
-
-    runs: list[Run]
-    payloads: Sequence[bytes]
-    lengths: list[int]
-    size: int
-    """Bytes of the payloads."""
 
 
 class Home(Protocol):
@@ -107,16 +74,6 @@ class Home(Protocol):
             StoreFull: there is none.
             OSError: the disk failed.
         """
-
-
-class _Read(NamedTuple):
-    """The block read last, and where the next one begins."""
-
-    number: int
-    first: int
-    payloads: list[bytes]
-    times: bool
-    next_at: int
 
 
 class Chain:
@@ -151,8 +108,7 @@ class Chain:
         self._suspect = False  # the last segment's file must not be written to any more
         self._holes: list[Hole] = []  # beyond `upto`, ascending
         self._evicted: dict[str, int] = {}  # without `_holes`
-        self._reader = -1, -1  # (number of a segment, its file)
-        self._read: _Read | None = None
+        self._reader = Reader(home.disk, home.seal)
         self._recovered = False
 
     # What it holds
@@ -211,42 +167,67 @@ class Chain:
     # Append
 
     def append(self, records: Sequence[Record], *, times: bool = False) -> int:
-        """Keep records: one write, one fdatasync. They are on disk when this returns.
+        """`commit`, for records one by one.
 
         Args:
             records: per (producer, epoch) ascending in seq and above its watermark.
+            times: as there.
+        """
+        return self.commit(series_of(records), times=times)
+
+    def commit(self, series: Sequence[Series], *, times: bool = False) -> int:
+        """Keep records: one write, one fdatasync. They are on disk when this returns.
+
+        Args:
+            series: per (producer, epoch) ascending in seq and above its watermark.
             times: their times want correction, whatever the clock says now.
 
         Returns:
             The offset of the last one.
 
         Raises:
-            StoreFull: there is no room. Nothing of `records` is kept; try again later.
-            StoreFault: the disk failed. Nothing of `records` is kept; try again later.
+            StoreFull: there is no room. Nothing of `series` is kept; try again later.
+            StoreFault: the disk failed. Nothing of `series` is kept; try again later.
         """
-        if not records:
+        if not series:
             return self.last
-        said = _said(records, self._marks)
-        runs, size = said.runs, said.size
+        commit = commit_of(series, self._marks)
         stamp = self._home.stamp()
         try:
-            active = self._prepare(size + 4 * len(records) + 256 * (len(runs) + 1))
-            framed = self._framed(active.number, records, said, stamp, times=times)
-            self._commit(active, framed, len(records))
+            active = self._with_room(commit.size + 4 * len(commit.lengths) + 256 * (len(commit.runs) + 1))
+            content = framed(
+                commit, seal=self._home.seal, number=active.number, first=self.last + 1, stamp=stamp,
+                flags=blocks.TIMES if times or not stamp.synchronised else 0,
+            )  # fmt: skip
+            self._write(active, content, len(commit.lengths))
         except OSError as error:
             raise fault(self._home.folder, error) from error
-        active.add(stamp, runs, size)
-        for run in runs:
-            _raise(self._marks, (run.producer, run.epoch), run.seq + run.count - 1)
-            if run.producer == OWN:
-                self.stated += run.count
-        while len(self._marks) > REMEMBERED:
-            self._marks.popitem(last=False)
-        self.waiting += len(records)
+        active.add(stamp, commit.runs, commit.size)
+        for run in commit.runs:
+            self._raise(run)
+        self.waiting += len(commit.lengths)
         return self.last
 
-    def _prepare(self, needed: int) -> Segment:
+    def _raise(self, run: Run) -> None:
+        """Raise the watermark of an epoch, which is the one that moved last from now on."""
+        key, seq = (run.producer, run.epoch), run.seq + run.count - 1
+        marks = self._marks
+        if key in marks:
+            marks[key] = seq
+            marks.move_to_end(key)
+        else:
+            marks[key] = seq
+            if len(marks) > REMEMBERED:
+                marks.popitem(last=False)
+        if run.producer == OWN:
+            self.stated += run.count
+
+    def _with_room(self, needed: int) -> Segment:
         """A sound last segment with `needed` bytes free in it, with the store within its limits."""
+        if self._segments and not self._suspect:
+            active = self._segments[-1]
+            if active.size + needed <= active.space:
+                return active
         if self._suspect:
             self._heal(needed)
         fresh = max(self._home.pool.size, needed + 512 + 96 * len(self._marks))  # with its checkpoint
@@ -254,51 +235,33 @@ class Chain:
             self._home.make_room(self.lane, fresh)
             self._use(*self._begin(self.last + 1))
         active = self._segments[-1]
-        if active.size + needed > active.space:
-            if active.empty:
-                self._home.make_room(self.lane, active.size + needed - active.space)
-                return active
-            delivered = (
-                active.space if active.end - 1 <= self.upto else 0
-            )  # it goes as soon as there is another
-            self._home.make_room(self.lane, max(fresh - delivered, 0))
-            self._use(*self._begin(self.last + 1))
-            self._sweep()
+        if active.size + needed <= active.space:
+            return active
+        if active.empty:
+            self._home.make_room(self.lane, active.size + needed - active.space)
+            return active
+        if active.end - 1 <= self.upto:  # it goes as soon as there is another
+            self._save(durable=True)
+            fresh = max(fresh - active.space, 0)
+        self._home.make_room(self.lane, fresh)
+        self._use(*self._begin(self.last + 1))
+        self._sweep()
         return self._segments[-1]
 
-    def _framed(
-        self, number: int, records: Sequence[Record], said: _Said, stamp: Stamp, *, times: bool
-    ) -> list[tuple[int, bytes]]:
-        """Blocks of about `_BLOCK_BYTES`, each with the offset of its first record."""
-        flags = blocks.TIMES if times or not stamp.synchronised else 0
-        framed: list[tuple[int, bytes]] = []
-        start, count = 0, len(records)
-        while start < count:
-            stop = count if said.size <= _BLOCK_BYTES else _stop(said.lengths, start)
-            part = said if stop - start == count else _said(records[start:stop], {})
-            body = blocks.records_body(Preface(stamp, part.runs), part.payloads, part.lengths)
-            first = self.last + 1 + start
-            block = blocks.frame(
-                self._home.seal, blocks.RECORDS, segment=number, first=first, count=stop - start, body=body,
-                flags=flags, part=len(framed),
-            )  # fmt: skip
-            framed.append((first, block))
-            start = stop
-        return framed
-
-    def _commit(self, active: Segment, framed: list[tuple[int, bytes]], records: int) -> None:
+    def _write(self, active: Segment, content: list[tuple[int, bytes]], records: int) -> None:
         """Write blocks behind the last sound one, and make them durable.
 
         Args:
             active: the last segment.
-            framed: offset of the first record, and the block.
+            content: offset of the first record, and the block.
             records: in all of them.
         """
-        content = framed[0][1] if len(framed) == 1 else b"".join(block for _, block in framed)
+        at = active.size
+        whole = content[0][1] if len(content) == 1 else b"".join(block for _, block in content)
         try:
-            self._disk.write(self._file, content, active.size)
+            self._disk.write(self._file, whole, at)
         except OSError:
-            self._take_back(framed)
+            self._take_back(content)
             raise
         try:
             self._disk.sync(self._file)
@@ -306,11 +269,10 @@ class Chain:
             # The kernel may have marked the pages clean without writing them: a second fdatasync
             # would succeed and mean nothing. The file is given up at the next append, and wiped now: a
             # process started in between must not find the block in the page cache and believe in it.
-            self._take_back(framed)
+            self._take_back(content)
             self._suspect = True
             raise
-        at = active.size
-        for offset, block in framed:
+        for offset, block in content:
             active.note(offset, at)
             at += len(block)
         active.size = at
@@ -318,11 +280,11 @@ class Chain:
         active.end += records
         self.last = active.end - 1
 
-    def _take_back(self, framed: list[tuple[int, bytes]]) -> None:
+    def _take_back(self, content: list[tuple[int, bytes]]) -> None:
         """Wipe the headers that a failed commit may have left behind the last sound block."""
         at = self._segments[-1].size
         try:
-            for _, block in framed:
+            for _, block in content:
                 self._disk.write(self._file, bytes(blocks.HEADER_SIZE), at)
                 at += len(block)
         except OSError:
@@ -385,7 +347,7 @@ class Chain:
             "store.segment_abandoned", segment=old.path.name, rewritten=sum(b.header.records for b in kept)
         )
         old.end = first
-        self._read = None
+        self._reader.forget(old.number)
         self._use(new, file)
         self._sweep()
 
@@ -408,12 +370,7 @@ class Chain:
 
     def _drop(self, part: Segment) -> None:
         """Let go of the oldest segment; durable once the folder is."""
-        number, file = self._reader
-        if number == part.number:
-            self._disk.close(file)
-            self._reader = -1, -1
-        if self._read is not None and self._read.number == part.number:
-            self._read = None
+        self._reader.forget(part.number)
         self._home.pool.give(part.path, fit=not part.worn and part.space == self._home.pool.size)
         self._segments.remove(part)
 
@@ -491,8 +448,10 @@ class Chain:
                     break
                 self._tell(hole)
                 return hole
-            found = self._block_with(at)
+            part = self._segments[self._position(at)]
+            found = self._reader.find(part, at)
             if found is None:  # it has rotted since it was last read
+                self._examine(part, at)
                 continue
             times = times or found.times
             stop = found.first + len(found.payloads) if hole is None else hole.first
@@ -522,55 +481,6 @@ class Chain:
     def _position(self, offset: int) -> int:
         return max(bisect_right(self._segments, offset, key=lambda s: s.first) - 1, 0)
 
-    def _block_with(self, offset: int) -> _Read | None:
-        """The block that holds a record; None, and a hole noted, when it cannot be read."""
-        last = self._read
-        if last is not None and last.first <= offset < last.first + len(last.payloads):
-            return last
-        part = self._segments[self._position(offset)]
-        at = part.seek(offset)
-        if last is not None and last.number == part.number and offset == last.first + len(last.payloads):
-            at = last.next_at
-        block = self._walk(part, at, offset)
-        payloads = _payloads(block)
-        if block is None or payloads is None:
-            self._examine(part, offset)
-            return None
-        times = bool(block.header.flags & blocks.TIMES)
-        self._read = _Read(part.number, block.header.first, payloads, times, block.end)
-        return self._read
-
-    def _walk(self, part: Segment, at: int, offset: int) -> Block | None:
-        """The sound block with the record `offset`, reading forward from byte `at`."""
-        file = self._open_for_reading(part)
-        while at < part.size:
-            header = blocks.header_of(self._disk.read(file, blocks.HEADER_SIZE, at), part.number)
-            if header is None:
-                return self._search(part, offset)
-            if header.kind == blocks.RECORDS and header.first <= offset < header.stop:
-                raw = self._disk.read(file, header.length, at + blocks.HEADER_SIZE)
-                body = blocks.opened(self._home.seal, header, raw)
-                return None if body is None else Block(at, header, body)
-            at += blocks.HEADER_SIZE + header.length
-        return None
-
-    def _search(self, part: Segment, offset: int) -> Block | None:
-        """The slow way: look at the whole segment, past whatever is damaged."""
-        for block in segment.blocks(part.path, part.number, part.size, self._home.seal):
-            header = block.header
-            if header.kind == blocks.RECORDS and header.first <= offset < header.stop:
-                return block
-        return None
-
-    def _open_for_reading(self, part: Segment) -> int:
-        number, file = self._reader
-        if number != part.number:
-            if file >= 0:
-                self._disk.close(file)
-            self._reader = -1, -1
-            self._reader = part.number, self._disk.open(part.path)
-        return self._reader[1]
-
     def _examine(self, part: Segment, offset: int) -> None:
         """Find out what of a segment can no longer be read, and count it as lost."""
         found = self._look(part, lambda _: None)
@@ -578,7 +488,7 @@ class Chain:
         for first, last in spans:
             self._lose_rest(first, last)
         self._name(part, found)
-        log.error("store.corrupt", segment=part.path.name, damage=_spots(found))
+        log.error("store.corrupt", segment=part.path.name, damage=found.spots)
 
     def _name(self, part: Segment, found: Contents) -> None:
         """Say of the holes in a segment which events may have been in them."""
@@ -595,7 +505,8 @@ class Chain:
         after: dict[Key, int] = dict(self._marks) if part is self._segments[-1] else {}
         position = self._segments.index(part)
         if position + 1 < len(self._segments):
-            said_next = self._checkpoint(self._segments[position + 1])
+            behind = self._segments[position + 1]
+            said_next = checkpoint_in(behind.path, behind.number, self._home.seal)
             after = {(m.producer, m.epoch): m.seq for m in said_next.marks} if said_next else {}
         names = gaps.missing([(h.first, h.last) for h in inside], sound, before, after)
         damaged = sum(d.end - d.at for d in found.damage)
@@ -603,10 +514,6 @@ class Chain:
             hole.names = names[hole.first, hole.last]
             hole.bytes = damaged if len(inside) == 1 else 0
             hole.from_ns, hole.to_ns = part.from_ns, part.to_ns
-
-    def _checkpoint(self, part: Segment) -> Checkpoint | None:
-        """What stands at the beginning of a segment, when it can be read."""
-        return _checkpoint_in(part.path, part.number, self._home.seal)
 
     def skip(self, offset: int, reason: str, detail: str = "") -> None:
         """Give up one waiting record that cannot be used, and count it under `reason`."""
@@ -700,10 +607,10 @@ class Chain:
             log.warning("store.cursor_not_saved", lane=self.lane, error=str(error))
         finally:
             self._cursor.close()
-            for file in (self._file, self._reader[1]):
-                if file >= 0:
-                    self._disk.close(file)
-            self._file, self._reader = -1, (-1, -1)
+            self._reader.forget()
+            if self._file >= 0:
+                self._disk.close(self._file)
+                self._file = -1
 
     def recover(self, committed: int) -> None:
         """Find out what is there.
@@ -715,67 +622,16 @@ class Chain:
             OSError: the disk failed.
             ConfigError: it is encrypted, and the key was not given.
         """
-        listed = segment.listed(self._home.folder, self.lane)
         position = self._cursor.load()
-        if position is None and listed:
+        if position is None and segment.listed(self._home.folder, self.lane):
             log.error("store.cursor_lost", lane=self.lane)
         clean = position is not None and position.clean
-        marks: dict[Key, int] = {}
-        holes: list[Span] = []
         committed = max(committed, position.committed if position else 0)
-        newest = self._load_segments(listed, marks, holes, committed)
-        self._marks = OrderedDict(list(marks.items())[-REMEMBERED:])
-        self._take_position(position, newest, clean=clean)
-        self._resume(holes, max(committed, self.upto), clean=clean)
-
-    def _load_segments(
-        self, listed: list[tuple[Path, int, int]], marks: dict[Key, int], holes: list[Span], committed: int
-    ) -> Checkpoint | None:
-        """Take up every segment: by its summary, or by reading it. Returns the newest checkpoint."""
-        said = [_checkpoint_in(path, number, self._home.seal) for path, number, _ in listed]
-        newest: Checkpoint | None = None
-        for n, (path, number, first) in enumerate(listed):
-            here = said[n]
-            if here is not None:
-                newest = here
-                self.stated = here.stated
-                for mark in here.marks:
-                    _raise(marks, (mark.producer, mark.epoch), mark.seq)
-            if self._segments and first > self._segments[-1].end:
-                holes.append((self._segments[-1].end, first - 1))
-            after = said[n + 1] if n + 1 < len(listed) else None
-            summary = after.before if after is not None else None
-            if summary is not None and (summary.number, summary.first) == (number, first):
-                self._segments.append(segment.of_summary(path, summary))
-                continue
-            stop = listed[n + 1][2] if n + 1 < len(listed) else None
-            found, prefaces = self._read_through(path, number, first, stop, committed)
-            for preface in prefaces:
-                for run in preface.runs:
-                    _raise(marks, (run.producer, run.epoch), run.seq + run.count - 1)
-                    self.stated += run.count if run.producer == OWN else 0
-            holes += found.holes
-            self._segments.append(found.segment)
-        return newest
-
-    def _read_through(
-        self, path: Path, number: int, first: int, stop: int | None, committed: int
-    ) -> tuple[Contents, list[Preface]]:
-        """What is in a segment that has no summary, or is the last one."""
-        said: list[tuple[Preface, int]] = []
-
-        def visit(block: Block) -> None:
-            if block.header.kind == blocks.RECORDS:
-                said.append((blocks.preface_of(block.body), len(block.body)))
-
-        found = segment.inspect(
-            path, number, first, seal=self._home.seal, stop=stop, visit=visit, committed=committed
-        )
-        for preface, size in said:
-            found.segment.add(preface.at, preface.runs, size)
-        if found.damage:
-            log.error("store.corrupt", segment=path.name, damage=_spots(found))
-        return found, [preface for preface, _ in said]
+        found = recover(self._home.folder, self.lane, self._home.seal, committed)
+        self._segments, self.stated = found.segments, found.stated
+        self._marks = OrderedDict(list(found.marks.items())[-REMEMBERED:])
+        self._take_position(position, found.newest, clean=clean)
+        self._resume(found.holes, max(committed, self.upto), clean=clean)
 
     def _take_position(self, position: Position | None, newest: Checkpoint | None, *, clean: bool) -> None:
         """Where the far end is, from the cursor or, without it, from where the oldest segment begins."""
@@ -817,10 +673,22 @@ class Chain:
             for part in list(self._segments):
                 if any(part.first <= a < part.end for a, _ in lost):
                     self._name(part, self._look(part, lambda _: None))
+        if self._cursor.damaged or self._gap_file.damaged or not self._cursor.found:
+            self._mend()
         self._take_up(clean=clean)
         self._save(durable=True)
         self._recovered = True
         self._sweep()
+
+    def _mend(self) -> None:
+        """What became of some records is not known any more: count them as corrupt, or as not delivered."""
+        lacking = self.last - self.delivered - self.waiting - sum(self.evicted.values())
+        if lacking > 0:
+            self._evicted[CORRUPT] = self._evicted.get(CORRUPT, 0) + lacking
+        elif lacking < 0:
+            self.delivered += lacking
+        if lacking:
+            log.error("store.counts_mended", lane=self.lane, records=lacking)
 
     def _take_up(self, *, clean: bool) -> None:
         """Continue the last segment behind its last sound block."""
@@ -857,71 +725,6 @@ class Chain:
         )
 
 
-def fault(folder: Path, error: OSError) -> Unavailable:
-    """An error of the disk, in the words of the store."""
-    if error.errno in FULL:
-        return StoreFull(f"{folder}: the disk is full (make room; nothing accepted is lost)")
-    return StoreFault(f"{folder}: the disk failed: {error.strerror} (check it; nothing accepted is lost)")
-
-
-def _said(records: Sequence[Record], marks: dict[Key, int]) -> _Said:
-    """What one commit says of its records.
-
-    Raises:
-        ValueError: a seq is not above the watermark of its epoch.
-    """
-    producers, epochs, seqs, payloads = zip(*records, strict=True)
-    lengths = [*map(len, payloads)]
-    producer, epoch, seq, count = producers[0], epochs[0], seqs[0], len(records)
-    # Nearly always one producer and no gap: told apart without a loop of our own, which would cost as
-    # much as everything else that an append does besides the disk.
-    if (
-        seqs == tuple(range(seq, seq + count))
-        and producers.count(producer) == count
-        and epochs.count(epoch) == count
-        and seq > marks.get((producer, epoch), 0)
-    ):
-        runs = [Run(producer, epoch, seq, count)]
-    else:
-        runs = _runs(records, marks)
-    return _Said(runs, payloads, lengths, sum(lengths))
-
-
-def _runs(records: Sequence[Record], marks: dict[Key, int]) -> list[Run]:
-    """Records as runs of dense seq, in order.
-
-    Raises:
-        ValueError: a seq is not above the watermark of its epoch.
-    """
-    runs: list[Run] = []
-    high: dict[Key, int] = {}
-    start = 0
-    while start < len(records):
-        producer, epoch, seq, _ = records[start]
-        key = producer, epoch
-        if seq <= high.get(key, marks.get(key, 0)):
-            raise ValueError(f"append: expected a seq above the watermark of {producer}/{epoch}, got {seq}")
-        stop = start + 1
-        while stop < len(records):
-            record = records[stop]
-            if record[2] != seq + stop - start or record[1] != epoch or record[0] != producer:
-                break
-            stop += 1
-        high[key] = seq + stop - start - 1
-        runs.append(Run(producer, epoch, seq, stop - start))
-        start = stop
-    return runs
-
-
-def _stop(lengths: Sequence[int], start: int) -> int:
-    """Where a block of about `_BLOCK_BYTES` ends that begins with the record `start`; one record at least."""
-    size, stop = 0, start
-    while stop < len(lengths) and (stop == start or size + lengths[stop] <= _BLOCK_BYTES):
-        size += lengths[stop]
-        stop += 1
-    return stop
-
-
 def _without(spans: Sequence[Span], first: int, last: int) -> Iterator[Span]:
     """What of `first` to `last` is in none of the spans, which ascend and do not overlap."""
     for a, b in segment.clip(spans, first, last):
@@ -930,32 +733,3 @@ def _without(spans: Sequence[Span], first: int, last: int) -> Iterator[Span]:
         first = b + 1
     if first <= last:
         yield first, last
-
-
-def _payloads(block: Block | None) -> list[bytes] | None:
-    try:
-        return None if block is None else blocks.payloads_of(block)
-    except ValueError:
-        return None
-
-
-def _checkpoint_in(path: Path, number: int, seal: Seal) -> Checkpoint | None:
-    """What stands at the beginning of a segment file, when it can be read."""
-    with path.open("rb") as file:
-        header = blocks.header_of(file.read(blocks.HEADER_SIZE), number)
-        if header is None or header.kind != blocks.CHECKPOINT:
-            return None
-        body = blocks.opened(seal, header, file.read(header.length))
-    try:
-        return None if body is None else blocks.checkpoint_of(body)
-    except ValueError:
-        return None
-
-
-def _raise(marks: dict[Key, int], key: Key, seq: int) -> None:
-    """Raise a watermark and move it to the end; it never goes down."""
-    marks[key] = max(marks.pop(key, 0), seq)
-
-
-def _spots(found: Contents) -> list[str]:
-    return [f"bytes {d.at} to {d.end}" for d in found.damage[:20]]

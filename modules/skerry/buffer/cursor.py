@@ -51,6 +51,9 @@ class Cursor:
         self._disk = disk
         self._file: int | None = None
         self._generation = 0
+        self.found = False
+        self.damaged = False
+        """A slot was found that is neither empty nor whole: torn by a power cut, or rotten."""
         self._durable = 0  # generation that is known to be on disk; its slot is never written to
 
     def load(self) -> Position | None:
@@ -61,9 +64,12 @@ class Cursor:
             return None
         best: Position | None = None
         for slot in range(2):
-            generation, position = _unpack(self._disk.read(self._file, _SLOT, slot * _SLOT))
+            raw = self._disk.read(self._file, _SLOT, slot * _SLOT)
+            generation, position = _unpack(raw)
+            self.damaged = self.damaged or (position is None and any(raw))
             if position is not None and generation > self._generation:
                 self._generation, best = generation, position
+        self.found = best is not None
         self._settle()
         return best
 

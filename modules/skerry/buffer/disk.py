@@ -6,8 +6,28 @@ to record every call and replay what a power cut could have left.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+from skerry.errors import Unavailable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class StoreFull(Unavailable):
+    """There is no room: nothing of this append is kept, all that was accepted before is."""
+
+
+class StoreFault(Unavailable):
+    """The disk failed: nothing of this append is kept, all that was accepted before is."""
+
+
+def fault(folder: Path, error: OSError) -> Unavailable:
+    """An error of the disk, in the words of the store."""
+    if error.errno in _FULL:
+        return StoreFull(f"{folder}: the disk is full (make room; nothing accepted is lost)")
+    return StoreFault(f"{folder}: the disk failed: {error.strerror} (check it; nothing accepted is lost)")
 
 
 class Disk:
@@ -35,10 +55,11 @@ class Disk:
         Raises:
             OSError: part of it may have been written.
         """
-        view = memoryview(content)
+        written = os.pwrite(file, content, at)
+        view = memoryview(content)[written:] if written < len(content) else b""
         while view:
-            written = os.pwrite(file, view, at)
             at += written
+            written = os.pwrite(file, view, at)
             view = view[written:]
 
     def truncate(self, file: int, size: int) -> None:

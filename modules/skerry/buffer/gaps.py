@@ -167,6 +167,7 @@ class GapFile:
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
         self._disk = disk
+        self.damaged = False
 
     def load(self) -> list[Hole]:
         """What is kept; nothing when the file is missing or damaged (the holes are seen all the same)."""
@@ -178,6 +179,7 @@ class GapFile:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
+            self.damaged = True
             log.warning("store.gaps_lost", path=self._path.name, error=str(error))
             return []
         return holes

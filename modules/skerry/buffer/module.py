@@ -13,11 +13,12 @@ import structlog
 from skerry.buffer import quarantine
 from skerry.buffer.admission import Verdict, admit, flaw
 from skerry.buffer.blocks import Names, Stamp
-from skerry.buffer.chain import OWN, Batch, Chain, Record
+from skerry.buffer.chain import Batch, Chain
 from skerry.buffer.gaps import NEVER_SUBMITTED, QUARANTINED, Hole
 from skerry.buffer.mailbox import Mail, Mailbox, Offer
 from skerry.buffer.outflow import Outflow
 from skerry.buffer.quarantine import Entry, Quarantine
+from skerry.buffer.records import OWN, Series
 from skerry.buffer.seal import Seal, read_key
 from skerry.buffer.settings import BufferSettings
 from skerry.buffer.store import Store
@@ -224,11 +225,16 @@ class Buffer:
         """Keep what is new, then say so. Nothing is said of what is not on disk."""
         chain = self._store.chain(lane)
         marks: dict[tuple[str, str], int] = {}
-        records: list[Record] = []
+        series: list[Series] = []
         born: list[int] = []
         for offer in offers:
-            records.extend(self._judge(chain, offer, marks, born, len(records)))
-        kept = not records or self._append(chain, records, times=any(offer.times for offer in offers))
+            series.extend(self._judge(chain, offer, marks, born, sum(len(s.payloads) for s in series)))
+        times = any(offer.times for offer in offers)
+        kept = not series or self._append(chain, series, times=times, alone=len(offers) == 1)
+        if not kept and len(offers) > 1:  # together they may be too much for what room there is
+            for offer in offers:
+                self._commit(lane, [offer])
+            return
         for offer in offers:
             offer.done()
         if not kept:
@@ -244,8 +250,8 @@ class Buffer:
 
     def _judge(
         self, chain: Chain, offer: Offer, marks: dict[tuple[str, str], int], born: list[int], ahead: int
-    ) -> list[Record]:
-        """The records of an offer that are to be kept.
+    ) -> list[Series]:
+        """What of an offer is to be kept.
 
         Args:
             chain: of its lane.
@@ -261,16 +267,16 @@ class Buffer:
         if verdict.jump:
             return []
         first = offer.first + verdict.repeats
-        marks[key] = max(known or 0, first + verdict.taken - 1)
-        records = []
+        series = []
         if verdict.gap:
             last = offer.oldest - 1
             names = [Names(*key, last - verdict.gap + 1, last, verdict.gap)]
-            records.append(self._stated(chain, chain.last + ahead + 1, NEVER_SUBMITTED, names))
-        taken = offer.payloads[verdict.repeats : verdict.repeats + verdict.taken]
-        born += offer.born[verdict.repeats : verdict.repeats + verdict.taken]
-        records += [Record(offer.producer, offer.epoch, first + n, p) for n, p in enumerate(taken)]
-        return records
+            series.append(self._stated(chain, chain.last + ahead + 1, NEVER_SUBMITTED, names))
+        if verdict.taken:
+            marks[key] = first + verdict.taken - 1
+            series.append(Series(*key, first, offer.payloads[verdict.repeats :]))
+            born += offer.born[verdict.repeats :]
+        return series
 
     def _count(self, offer: Offer, verdict: Verdict) -> None:
         count = self._host.telemetry.count
@@ -282,15 +288,24 @@ class Buffer:
             count("skerry_events_never_submitted_total", verdict.gap)
             log.warning("submission.gap", producer=offer.producer, epoch=offer.epoch, events=verdict.gap)
 
-    def _append(self, chain: Chain, records: list[Record], *, times: bool = False) -> bool:
+    def _append(self, chain: Chain, series: list[Series], *, times: bool = False, alone: bool = True) -> bool:
+        """Keep records; False when they cannot be kept now.
+
+        Args:
+            chain: of their lane.
+            series: the records.
+            times: their times want correction.
+            alone: less would not help, so it is a fault.
+        """
         began = time.monotonic()
         about = f"append {chain.lane}"
         try:
-            chain.append(records, times=times)
+            chain.commit(series, times=times)
         except Unavailable as error:
             # Not accepted: the producers keep these events and repeat them.
-            self._host.fault(about, str(error))
-            self._host.telemetry.count("skerry_submissions_refused_total", reason="disk")
+            if alone:
+                self._host.fault(about, str(error))
+                self._host.telemetry.count("skerry_submissions_refused_total", reason="disk")
             return False
         self._host.telemetry.latency("commit").add((time.monotonic() - began) * 1000)
         self._host.clear(about)
@@ -389,12 +404,11 @@ class Buffer:
         )
         return self._encoder.encode(self._own(chain.lane, hole.epoch, hole.seq, gap))
 
-    def _stated(self, chain: Chain, offset: int, reason: str, names: list[Names], detail: str = "") -> Record:
+    def _stated(self, chain: Chain, offset: int, reason: str, names: list[Names], detail: str = "") -> Series:
         """A gap record that is kept like any other, for what was never on disk here or has left it."""
         gap = _gap(chain.lane, reason, sum(n.count for n in names), names, detail)
-        return Record(
-            OWN, chain.id, offset, self._encoder.encode(self._own(chain.lane, chain.id, offset, gap))
-        )
+        payload = self._encoder.encode(self._own(chain.lane, chain.id, offset, gap))
+        return Series(OWN, chain.id, offset, [payload])
 
     def _own(self, lane: Lane, epoch: str, seq: int, gap: Gap) -> Event:
         return Event(
@@ -464,7 +478,7 @@ class Buffer:
         again = msgspec.structs.replace(
             event, id=f"{chain.id}-{seq}", epoch=chain.id, seq=seq, retryof=event.id
         )
-        record = Record(OWN, chain.id, seq, self._encoder.encode(again))
+        record = Series(OWN, chain.id, seq, [self._encoder.encode(again)])
         if self._append(chain, [record], times=True):
             self._quarantine.retried(entry.id, again.id, utc())
             log.info("event.retried", id=entry.id, again=again.id)

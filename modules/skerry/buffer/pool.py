@@ -8,7 +8,6 @@ A file that has served comes back here and is used again, as it is: its old bloc
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import structlog
@@ -16,7 +15,6 @@ import structlog
 from skerry.buffer import blocks
 from skerry.buffer.disk import Disk
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 KEEP = 2
 """Files that are kept for use: one for the next segment, and one for the moment when the disk is full."""
 _STEP = 1024 * 1024

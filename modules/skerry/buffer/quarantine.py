@@ -79,7 +79,7 @@ class Quarantine:
         self._max_bytes = max_bytes
         self._file = -1
         self._size = 0
-        self._known: set[tuple[str, int]] = set()  # (chain, offset)
+        self._known: set[tuple[Lane, str]] = set()  # (lane, id of the event)
 
     def add(self, entry: Entry) -> bool:
         """Keep a record durably; False when it is there already (a repeat after a kill).
@@ -88,10 +88,10 @@ class Quarantine:
             OSError: it is not kept.
         """
         self._open()
-        if (entry.chain, entry.offset) in self._known:
+        if (entry.lane, entry.id) in self._known:
             return False
         self._append(entry)
-        self._known.add((entry.chain, entry.offset))
+        self._known.add((entry.lane, entry.id))
         return True
 
     def retried(self, id_: str, again: str, time: str) -> None:
@@ -145,7 +145,7 @@ class Quarantine:
         except BaseException:
             self._disk.close(file)
             raise
-        self._known = {(x.entry.chain, x.entry.offset) for x in entries(self._path.parent)}
+        self._known = {(x.entry.lane, x.entry.id) for x in entries(self._path.parent)}
         self._file, self._size = file, whole
 
     def _rotate(self) -> None:
@@ -158,7 +158,7 @@ class Quarantine:
 
 def entries(folder: Path) -> list[Listed]:
     """Everything in a store's quarantine, oldest first; read-only."""
-    found: dict[tuple[str, int], Entry] = {}
+    found: dict[tuple[Lane, str], Entry] = {}
     again: dict[str, str] = {}
     path = folder / NAME
     for line in _lines(_old(path), path):
@@ -168,7 +168,7 @@ def entries(folder: Path) -> list[Listed]:
                 again[item.retried] = item.again
             else:
                 entry = msgspec.json.decode(line, type=Entry)
-                found[entry.chain, entry.offset] = entry
+                found[entry.lane, entry.id] = entry
         except msgspec.DecodeError:
             continue  # torn by a power cut, or not ours
     return [Listed(entry, again.get(entry.id, "")) for entry in found.values()]

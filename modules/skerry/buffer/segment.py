@@ -150,6 +150,11 @@ class Contents:
     sound: int
     """Bytes up to the end of the last sound block."""
 
+    @property
+    def spots(self) -> list[str]:
+        """The first places that are damaged, for the log."""
+        return [f"bytes {d.at} to {d.end}" for d in self.damage[:20]]
+
 
 def inspect(
     path: Path,

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from skerry.buffer import segment
 from skerry.buffer.blocks import Stamp
-from skerry.buffer.chain import Batch, Chain, Record, StoreFault, StoreFull, fault
-from skerry.buffer.disk import Disk
+from skerry.buffer.chain import Batch, Chain
+from skerry.buffer.disk import Disk, StoreFault, StoreFull, fault
 from skerry.buffer.gaps import Hole
 from skerry.buffer.pool import Pool
+from skerry.buffer.records import Record
 from skerry.buffer.seal import Seal
 from skerry.buffer.settings import LaneSettings
 from skerry.errors import Unavailable

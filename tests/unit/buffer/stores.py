@@ -82,8 +82,9 @@ def kill(store: Store) -> None:
         return
     files = [store._lock, store.pool._draft[1] if store.pool._draft else None]
     for chain in store.chains:
-        files += [chain._file, chain._reader[1], chain._cursor._file]
-        chain._file, chain._reader, chain._cursor._file = -1, (-1, -1), None
+        chain._reader.forget()
+        files += [chain._file, chain._cursor._file]
+        chain._file, chain._cursor._file = -1, None
     for file in files:
         if file is not None and file >= 0:
             os.close(file)

@@ -183,7 +183,7 @@ def test_half_a_commit_that_was_accepted_is_kept_and_the_rest_is_counted(tmp_pat
 
 def test_records_cannot_pretend_to_be_blocks(tmp_path: Path) -> None:
     from skerry.buffer import blocks
-    from skerry.buffer.chain import Record
+    from skerry.buffer.records import Record
     from skerry.buffer.seal import Seal
 
     store, chain = open_chain(tmp_path)

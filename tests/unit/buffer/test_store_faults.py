@@ -8,7 +8,8 @@ import pytest
 
 from disks import FailingDisk
 from oracle import check_ledger
-from skerry.buffer.chain import Chain, StoreFault, StoreFull
+from skerry.buffer.chain import Chain
+from skerry.buffer.disk import StoreFault, StoreFull
 from skerry.errors import Unavailable
 from unit.buffer.stores import contents, fill, kill, open_chain, open_store, payload, record
 
