@@ -42,6 +42,17 @@ class TestLoopDisk:
             log.close()
         assert done.flushes < 5
 
+    def test_written_through_each_write_is_on_disk_without_being_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with LoopDisk(tmp_path, SIZE) as disk:
+            disk.write_through()
+            log = RawFile(disk.root / "log")
+            monkeypatch.setattr(os, "fdatasync", lambda _file: None)
+            (done,) = weigh(disk, log, batch=1, passes=(50,), seconds=30)
+            log.close()
+        assert done.flushes >= 50
+
     def test_it_leaves_no_mount_no_loop_device_and_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(KeyError), LoopDisk(tmp_path, SIZE):
             raise KeyError

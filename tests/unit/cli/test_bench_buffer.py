@@ -2,6 +2,7 @@
 
 import io
 import math
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from skerry.cli.bench_appends import (
 )
 from skerry.cli.bench_site import Events
 from skerry.cli.device import Counters, parse_stat
+from skerry.errors import Unavailable
 from skerry.messages import Event
 
 STAT = "298 0 3926 50 374 249 53156 42 0 536 552 2 0 524290 438 244 21"
@@ -137,6 +139,20 @@ class TestLogs:
             assert log.drain(4, time.monotonic() + 20) == 4
             assert (tmp_path / "mosquitto" / "mosquitto.db").exists()
         finally:
+            log.close()
+
+    @needs.mosquitto
+    def test_an_append_to_mosquitto_is_over_only_with_its_last_acknowledgement(self, tmp_path: Path) -> None:
+        log = bench_peers.Mosquitto(tmp_path / "mosquitto")
+        log._writer.close()
+        log._writer, far = socket.socketpair()
+        try:
+            far.sendall(b"\x40\x02\x00\x01\x40\x02\x00\x02")
+            far.shutdown(socket.SHUT_WR)
+            with pytest.raises(Unavailable, match="closed the connection"):
+                log.append(log.ready(payloads(3)))
+        finally:
+            far.close()
             log.close()
 
     @needs.nats
