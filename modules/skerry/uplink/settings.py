@@ -87,7 +87,7 @@ class Sending(Settings, frozen=True, kw_only=True):
     """Lane to the hours in which it may be sent, like `22:00-06:00`; others are sent at any hour."""
     timezone: str = "UTC"
     """Of the hours: a name of the IANA database, such as Europe/Oslo."""
-    window: Annotated[int, Meta(ge=1, le=64)] = 8
+    window: Annotated[int, Meta(ge=1, le=64)] = 16
     """Batches that may be on their way, at most; the last place is kept for an alarm."""
     queue_s: Positive = 1.0
     """When batches queue on the way for longer, fewer are sent ahead: an alarm would wait behind them."""
