@@ -24,6 +24,7 @@ from skerry.buffer.store import Batch, Record, Store, StoreFull
 from skerry.messages import LANES, Lane
 from unit.buffer.stores import kill
 
+OFTEN: tuple[Lane, ...] = "alarm", "event", "event", "event", "telemetry", "bulk"
 STEPS = 260
 LIFE = 70
 """Steps after which the producers begin anew."""
@@ -50,6 +51,7 @@ class Known:
         upto: highest offset that a receipt was given for.
         evicted: records given up at the limit.
         marks: highest seq accepted, by epoch.
+        told: holes that were read, from and to.
     """
 
     records: dict[int, Name] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Known:
     upto: int = 0
     evicted: int = 0
     marks: dict[str, int] = field(default_factory=dict)
+    told: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Killed(BaseException):
@@ -100,8 +103,9 @@ class Mortal(Disk):
 class Plain:
     """Group commits, receipts, eviction, restarts.
 
-    A fact is {"records": {lane: [[epoch, first seq, count, size], ...]}, "state": {lane: [last, upto,
-    evicted]}}: the records were appended to their lanes, and then this was the state of the store.
+    A fact is {"records": {lane: [[epoch, first seq, count, size], ...]}, "aside": [lane, event],
+    "told": [[lane, first, last], ...], "state": {lane: [last, upto, evicted]}}: the records were appended
+    to their lanes, one was put in quarantine, holes were read, and then this was the state of the store.
     """
 
     options = "noauto_da_alloc"  # the store must not need it
@@ -174,7 +178,7 @@ class Plain:
     def _append(
         self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random, life: int
     ) -> None:
-        lane = draw.choice(("alarm", "event", "event", "event", "telemetry", "bulk"))
+        lane: Lane = draw.choice(OFTEN)
         epoch = f"{lane}-{life}"
         seq = (store.chain(lane).watermark("p", epoch) or 0) + 1
         count, size = draw.choice((1, 1, 1, 3, 10, 40)), draw.choice((80, 300, 300, 1500, 5000))
@@ -190,34 +194,43 @@ class Plain:
 
     def _drain(self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random) -> None:
         chain = store.chain(draw.choice(LANES))
-        at, aside = chain.upto + 1, ()
+        at, told = chain.upto + 1, []
+        aside: tuple[int, str] | None = None
         for _ in range(draw.choice((1, 3, 12))):
             found = chain.read(at, 50, 20_000)
             if found is None:
                 break
-            if isinstance(found, Batch) and not aside and draw.random() < 0.1:
-                aside = (found.first,)
-                self._set_aside(store, chain, found)
+            if isinstance(found, Hole):
+                told.append([chain.lane, found.first, found.last])
+            elif aside is None and draw.random() < 0.1:
+                aside = self._set_aside(store, chain, found)
             at = found.last + 1
         if at > chain.upto + 1:
-            chain.receipt(at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1), aside)
-        say({"state": _state(store), "aside": [chain.id, *aside]})
+            chain.receipt(
+                at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1),
+                aside[:1] if aside else (),
+            )
+        say({"state": _state(store), "aside": aside and [chain.lane, aside[1]], "told": told})
 
-    def _set_aside(self, store: Store, chain: Chain, found: Batch) -> None:
-        """The far end refuses the first record of a batch."""
+    def _set_aside(self, store: Store, chain: Chain, found: Batch) -> tuple[int, str]:
+        """The far end refuses the first record of a batch; its offset, and the id of its event."""
+        epoch, seq, _ = _name(found.payloads[0])
         quarantine = Quarantine(store.folder, store.disk, self.quarantine)
         entry = Entry(
-            id=f"{chain.lane}-{found.first}", time="", lane=chain.lane, chain=chain.id, offset=found.first,
+            id=f"{epoch}/{seq}", time="", lane=chain.lane, chain=chain.id, offset=found.first,
             reason="no", event=Raw(found.payloads[0]),
         )  # fmt: skip
         with closing(quarantine):
             quarantine.add(entry)
+        return found.first, entry.id
 
     # After the cut
 
     def note(self, fact: Any) -> None:
-        if len(fact.get("aside", ())) > 1:
+        if fact.get("aside"):
             self.aside = tuple(fact["aside"])
+        for lane, first, last in fact.get("told", ()):
+            self.known[lane].told.add((first, last))
         for lane, (last, upto, evicted) in fact["state"].items():
             known, names = self.known[lane], _named(fact, lane)
             known.records.update(enumerate(names, last - len(names) + 1))
@@ -244,7 +257,7 @@ class Plain:
     def _check_aside(self, store: Store) -> None:
         """What the far end refused, and the cursor has passed, is in quarantine."""
         there = [item.entry for item in entries(store.folder)]
-        assert self.aside in [(), *((e.chain, e.offset) for e in there)], f"{self.aside} is not in quarantine"
+        assert self.aside in [(), *((e.lane, e.id) for e in there)], f"{self.aside} is not in quarantine"
         if self.quarantine < 1 << 20:
             return  # the oldest may be gone
         for chain in store.chains:
@@ -271,17 +284,22 @@ class Plain:
         assert chain.last <= max(known.last, state[0]), f"{lane}: last {chain.last} of {known.last}"
         there = sorted([*told, *found])
         assert there == list(range(chain.upto + 1, chain.last + 1)), f"{lane}: a hole that is not told"
+        marks = dict(known.marks)
         for n, content in found.items():
-            expected = known.records.get(n) or under_way[n - known.last - 1]
-            assert content == payload(*expected), f"{lane}: record {n} is {content[:40]!r}"
+            epoch, seq, size = known.records.get(n) or under_way[n - known.last - 1]
+            assert content == payload(epoch, seq, size), f"{lane}: record {n} is {content[:40]!r}"
+            marks[epoch] = max(marks.get(epoch, 0), seq)
+        for epoch in {*marks, *(name[0] for name in under_way)}:
+            # Lower, and what is here would be accepted twice; higher, and what is not would be dropped.
+            assert (chain.watermark("p", epoch) or 0) == marks.get(epoch, 0), f"{lane}: {marks}"
+        for first, last in known.told:
+            same = last <= chain.upto or (first, last) in {(h.first, h.last) for h in holes}
+            assert same, f"{lane}: told of {first} to {last}, and now {_brief(holes)}"
         assert chain.accepted == chain.delivered + chain.waiting + sum(chain.evicted.values()), (
             f"{lane}: accepted {chain.accepted} = delivered {chain.delivered} + waiting {chain.waiting}"
             f" + evicted {chain.evicted}"
         )
         assert chain.recount() == chain.waiting, f"{lane}: {chain.recount()} of {chain.waiting} can be read"
-        for epoch, seq in known.marks.items():
-            mark = chain.watermark("p", epoch) or 0
-            assert mark >= seq, f"{lane}: the watermark of {epoch} is {mark} of {seq}"
         return 0
 
 
