@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from skerry.buffer.blocks import Stamp
 from skerry.buffer.disk import Disk
-from skerry.buffer.store import Batch, Record, Store
+from skerry.buffer.records import Series
+from skerry.buffer.store import Batch, Store
 from skerry.cli.device import LoopDisk
 from skerry.clock import boot_id
 from skerry.messages import Lane
@@ -93,13 +94,13 @@ class StoreLog:
         self._chain = self.store.chain(LANE)
         self._seq = 0
 
-    def ready(self, payloads: Sequence[bytes]) -> list[Record]:
+    def ready(self, payloads: Sequence[bytes]) -> list[Series]:
         first = self._seq + 1
         self._seq += len(payloads)
-        return [Record("p", "e", first + n, payload) for n, payload in enumerate(payloads)]
+        return [Series("p", "e", first, payloads)]
 
-    def append(self, given: Sequence[Record]) -> None:
-        self.store.append(LANE, given)
+    def append(self, given: Sequence[Series]) -> None:
+        self._chain.commit(given)
 
     def drain(self, most: int, deadline: float) -> int:
         chain, taken = self._chain, 0

@@ -14,7 +14,8 @@ from typing import Any
 
 from skerry.broker import HOST, BrokerProcess
 from skerry.buffer.disk import Disk
-from skerry.buffer.store import Batch, Chain, Record, Store
+from skerry.buffer.records import Series
+from skerry.buffer.store import Batch, Chain, Store
 from skerry.cli.bench_appends import LANE, PAYLOAD, READ, open_store
 from skerry.cli.bench_site import EPOCH, LINK, PRODUCER, SITE, Desk, Events, module
 from skerry.uplink import settings as uplink
@@ -47,7 +48,7 @@ def fill(folder: Path, size_bytes: int) -> int:
     seq, left = chain.last, size_bytes - chain.waiting * PAYLOAD
     while left > 0:
         payloads = [events.encoded(seq + n) for n in range(1, _FILL + 1)]
-        store.append(LANE, [Record(PRODUCER, EPOCH, seq + n, p) for n, p in enumerate(payloads, 1)])
+        chain.commit([Series(PRODUCER, EPOCH, seq + 1, payloads)])
         left -= _FILL * PAYLOAD
         seq += _FILL
     store.close()
