@@ -195,25 +195,24 @@ class Plain:
     def _drain(self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random) -> None:
         chain = store.chain(draw.choice(LANES))
         at, told = chain.upto + 1, []
-        aside: tuple[int, str] | None = None
+        refused: list[int] = []
+        aside = ""
         for _ in range(draw.choice((1, 3, 12))):
             found = chain.read(at, 50, 20_000)
             if found is None:
                 break
             if isinstance(found, Hole):
                 told.append([chain.lane, found.first, found.last])
-            elif aside is None and draw.random() < 0.1:
-                aside = self._set_aside(store, chain, found)
+            elif not refused and draw.random() < 0.1:
+                refused, aside = [found.first], self._set_aside(store, chain, found)
             at = found.last + 1
         if at > chain.upto + 1:
-            chain.receipt(
-                at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1),
-                aside[:1] if aside else (),
-            )
-        say({"state": _state(store), "aside": aside and [chain.lane, aside[1]], "told": told})
+            upto = at - 1 if draw.random() < 0.7 else draw.randint(chain.upto + 1, at - 1)
+            chain.receipt(upto, refused)
+        say({"state": _state(store), "aside": aside and [chain.lane, aside], "told": told})
 
-    def _set_aside(self, store: Store, chain: Chain, found: Batch) -> tuple[int, str]:
-        """The far end refuses the first record of a batch; its offset, and the id of its event."""
+    def _set_aside(self, store: Store, chain: Chain, found: Batch) -> str:
+        """The far end refuses the first record of a batch; the id of its event, if it is there now."""
         epoch, seq, _ = _name(found.payloads[0])
         quarantine = Quarantine(store.folder, store.disk, self.quarantine)
         entry = Entry(
@@ -221,8 +220,7 @@ class Plain:
             reason="no", event=Raw(found.payloads[0]),
         )  # fmt: skip
         with closing(quarantine):
-            quarantine.add(entry)
-        return found.first, entry.id
+            return entry.id if quarantine.add(entry) else ""
 
     # After the cut
 
