@@ -12,7 +12,7 @@ from skerry.cli import bench_buffer
 from skerry.cli.bench_buffer import Size
 
 TINY = Size(
-    rounds=1, slice_s=0.01, first_pass=20, recycled=(10,), weighed=5, weigh_s=0.5, steady_s=0.2, flood=100,
+    rounds=1, slice_s=0.01, pairs=3, first_pass=20, recycled=(10,), weighed=5, weigh_s=0.5, steady_s=0.2, flood=100,
     waiting_bytes=4 * 1024 * 1024, links=1000, bus_s=0.5,
 )  # fmt: skip
 

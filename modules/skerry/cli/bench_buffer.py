@@ -34,6 +34,8 @@ _LINK_UP, _LINK_DOWN = "store", "store_link_down"
 _RAW = "raw"
 _NATS_THROUGH = "nats_mount_sync"
 _BATCHES = (1, 100)
+_DRAIN_EVERY = 50
+"""Appends, where store and limit take turns append by append."""
 
 
 class Size(NamedTuple):
@@ -42,6 +44,8 @@ class Size(NamedTuple):
     rounds: int = 9
     """Slices of each log, for each batch size; medians are reported."""
     slice_s: float = 0.2
+    pairs: int = 100
+    """Of one append each, per round, where they take turns append by append."""
     visits: int = 5
     """In how many pieces a slice of the store, and of the limit beside it, is cut."""
     first_pass: int = 1280
@@ -135,8 +139,34 @@ def _appends(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Fi
             **_in_turn(home, theirs, batch, size, visits=1),
             **_in_turn(home, ours, batch, size, visits=size.visits),
         }
+        figures[f"batch_{batch}"] |= _by_append(home, batch, size)
         say(f"durable appends in batches of {batch}: done")
     return figures
+
+
+def _by_append(home: Path, batch: int, size: Size) -> dict[str, dict[str, float]]:
+    """The store and the limit in turns of one append.
+
+    The disk is the same for both then, even one that changes by the millisecond; but the limit no
+    longer runs by itself: its code and its data have left the caches each time.
+    """
+    appended = 0
+
+    def between(name: str, log: Log) -> None:
+        nonlocal appended
+        appended += name == _LINK_UP
+        if appended % _DRAIN_EVERY == 0:
+            _between(name, log)
+
+    logs: dict[str, Log] = {}
+    try:
+        logs = {_RAW: RawFile(home / _RAW), _LINK_UP: StoreLog(home / _LINK_UP)}
+        taken = alternate(logs, batch, slice_s=0.0, rounds=size.rounds, visits=size.pairs, between=between)
+        return {f"{name}_by_append": found for name, found in compare(taken, _RAW).items()}
+    finally:
+        for log in logs.values():
+            log.close()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _in_turn(
@@ -264,14 +294,18 @@ def _rows_of_appends(part: Figures) -> list[Row]:
     wanted = {1: 0.8, 100: 0.6}
     found = []
     for batch, least in wanted.items():
-        for name, label in ((_LINK_UP, ""), (_LINK_DOWN, ", link down")):
-            what = f"durable appends, batch of {batch}{label}, to raw"
+        for name, limit, label in (
+            (_LINK_UP, _RAW, "in turns of 40 ms"),
+            (_LINK_DOWN, _RAW, "in turns of 40 ms, link down"),
+            (f"{_LINK_UP}_by_append", f"{_RAW}_by_append", "append by append"),
+        ):
+            what = f"durable appends to raw, batch of {batch}, {label}"
             if "missing" in part:
                 found.append(Row(what, f">= {least}", part["missing"], None))
                 continue
             got = part[f"batch_{batch}"]
             ratio = got[name]["ratio"]
-            beside = f"{_speed(got[name], batch)}; raw {_speed(got[_RAW], batch)}"
+            beside = f"{_speed(got[name], batch)}; raw {_speed(got[limit], batch)}"
             found.append(Row(what, f">= {least}", f"{ratio:.2f}", ratio >= least, beside))
     return found
 
