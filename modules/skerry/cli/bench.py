@@ -26,6 +26,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("pipeline", "the five-process suite against one hand-written script", _pipeline),
         ("bus", "4 cameras x 15 fps x 300 objects a message through decision", _bus),
         ("buffer", "the store against raw write + fdatasync and its peers, and the way through it", _buffer),
+        ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
         ("inference", "every installed runtime on one package", _inference),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -111,6 +112,12 @@ def _buffer(arguments: argparse.Namespace) -> Figures:
 
     size = bench_buffer.QUICK if arguments.quick else bench_buffer.Size(rounds=3 * arguments.runs)
     return bench_buffer.run(size=size, folder=arguments.folder, say=say)
+
+
+def _uplink(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_uplink  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_uplink.run(runs=arguments.runs)
 
 
 def _inference(arguments: argparse.Namespace) -> Figures:

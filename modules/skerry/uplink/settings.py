@@ -89,7 +89,7 @@ class Sending(Settings, frozen=True, kw_only=True):
     """Of the hours: a name of the IANA database, such as Europe/Oslo."""
     window: Annotated[int, Meta(ge=1, le=64)] = 16
     """Batches that may be on their way, at most; the last place is kept for an alarm."""
-    queue_s: Positive = 1.0
+    queue_s: Positive = 0.2
     """When batches queue on the way for longer, fewer are sent ahead: an alarm would wait behind them."""
     batch_events: Annotated[int, Meta(ge=1, le=1000)] = 100
     batch_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 128 * 1024
