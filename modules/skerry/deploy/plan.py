@@ -10,7 +10,7 @@ import msgspec
 from skerry.buffer.settings import BufferSettings
 from skerry.capture.settings import CaptureSettings
 from skerry.decision.settings import DecisionSettings
-from skerry.deploy.site import Site
+from skerry.deploy.site import Site, SiteBuffer
 from skerry.inference.settings import InferenceSettings
 from skerry.settings import BusSettings, ModuleSettings
 from skerry.uplink.settings import FileLink, UplinkSettings
@@ -109,7 +109,7 @@ def plan(site: Site, place: Place) -> Plan:
         Part(
             module="buffer",
             kind="buffer",
-            settings=BufferSettings(**shared("buffer", 1.0), limit_bytes=site.buffer.bytes),
+            settings=BufferSettings(**shared("buffer", 1.0), **_buffer(site.buffer)),
         ),
         Part(
             module="uplink",
@@ -118,6 +118,13 @@ def plan(site: Site, place: Place) -> Plan:
         ),
     ]
     return Plan(site=site.site, parts=tuple(parts))
+
+
+def _buffer(buffer: SiteBuffer) -> dict[str, Any]:
+    """What the site says of the buffer, by the names of its settings."""
+    said = {name: getattr(buffer, name) for name in buffer.__struct_fields__}
+    said["limit_bytes"] = said.pop("bytes")
+    return said
 
 
 def _models(site: Site, cameras: tuple[str, ...]) -> Any:

@@ -15,16 +15,18 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from skerry.buffer.seal import Seal, read_key
+from skerry.buffer.settings import LaneSettings
 from skerry.capture.check import cameras_problems
 from skerry.capture.settings import Camera
 from skerry.decision.check import rule_problems
 from skerry.decision.settings import Rule, TrackerSettings
 from skerry.errors import ConfigError, PackageError
 from skerry.inference.settings import ModelUse
-from skerry.messages import Name
+from skerry.messages import Lane, Name
 from skerry.models.package import Package
 from skerry.models.package import load as load_package
-from skerry.settings import BusSettings, Problem, Settings, convert, problems
+from skerry.settings import BusSettings, Positive, Problem, Settings, convert, problems
 from skerry.uplink.settings import FileLink, Link, Sending
 
 __all__ = ["Argument", "Site", "SiteBus", "load_site"]
@@ -60,10 +62,19 @@ class FrameStoreSettings(Settings, frozen=True, kw_only=True):
     """Frames that can wait per camera."""
 
 
-class BufferLimits(Settings, frozen=True, kw_only=True):
-    """How much the buffer may keep."""
+class SiteBuffer(Settings, frozen=True, kw_only=True):
+    """How much the buffer may keep, and how. `BufferSettings` says what each is."""
 
     bytes: Annotated[int, Meta(ge=32 * 1024 * 1024)] = 256 * 1024 * 1024
+    """`limit_bytes` of the module: bound of the bytes on disk."""
+    lanes: dict[Lane, LaneSettings] = msgspec.field(default_factory=dict)
+    compression: Literal["none", "zstd"] = "none"
+    key_file: str = ""
+    old_key_files: tuple[str, ...] = ()
+    clock: Literal["kernel", "trusted"] = "kernel"
+    linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    backlog_s: Positive = 10.0
+    quarantine_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * 1024 * 1024
 
 
 class Site(Settings, frozen=True, kw_only=True):
@@ -78,7 +89,7 @@ class Site(Settings, frozen=True, kw_only=True):
     captures: dict[str, tuple[Name, ...]] = msgspec.field(default_factory=dict)
     """Several capture modules: name of the module to the cameras it opens. Default: one for all."""
     frames: FrameStoreSettings = FrameStoreSettings()
-    buffer: BufferLimits = BufferLimits()
+    buffer: SiteBuffer = SiteBuffer()
     link: Link = FileLink(path="events.jsonl")
     uplink: Sending = Sending()
     """How records are sent over the link: limits, hours, shares."""
@@ -170,7 +181,9 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
     return re.sub(r"\$\{(\w+)\}", value, raw)
 
 
-_INPUTS = frozenset({"path", "folder", "package", "password_file", "ca", "certificate", "key"})
+_INPUTS = frozenset(
+    {"path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files"}
+)
 """Settings that name a file or folder which is read."""
 
 
@@ -182,6 +195,7 @@ def _absolute(site: Site, base: Path) -> Site:
         site,
         cameras=tuple(replace(c, source=_resolved(c.source, base)) for c in site.cameras),
         models=tuple(_resolved(m, base) for m in site.models),
+        buffer=_resolved(site.buffer, base),
         bus=_resolved(site.bus, base),
         link=link,
     )
@@ -197,6 +211,8 @@ def _resolved(settings: S, base: Path) -> S:
         value = getattr(settings, name)
         if name in _INPUTS and isinstance(value, str) and value:
             changes[name] = str(base / value)
+        elif name in _INPUTS and isinstance(value, tuple):
+            changes[name] = tuple(str(base / path) for path in value)
         elif isinstance(value, Settings):
             changes[name] = _resolved(value, base)
     return msgspec.structs.replace(settings, **changes)
@@ -210,6 +226,7 @@ def cross_problems(site: Site) -> list[Problem]:
     labels = {name: package.labels for name, package in packages.items()}
     attributes = {name: getattr(p.manifest.decoder, "attributes", ()) for name, p in packages.items()}
     found += package_problems
+    found += _buffer_problems(site.buffer)
     found += rule_problems(site.rules, [c.name for c in site.cameras], labels, "$.rules", attributes)
     return found
 
@@ -253,6 +270,29 @@ def _model_problems(site: Site, names: list[str]) -> Iterator[Problem]:
         for name in dict.fromkeys(names):
             if name not in served:
                 yield "$.models", f"expected a model for every camera, {name!r} has none"
+
+
+def _buffer_problems(buffer: SiteBuffer) -> Iterator[Problem]:
+    """Keys that are none, what is not installed, and limits that mean nothing."""
+    files = {"key_file": buffer.key_file} if buffer.key_file else {}
+    files |= {f"old_key_files[{n}]": path for n, path in enumerate(buffer.old_key_files)}
+    keys = []
+    for where, path in files.items():
+        try:
+            keys.append(read_key(path))
+        except ConfigError as error:
+            yield f"$.buffer.{where}", str(error).removeprefix("key_file: ")
+    try:
+        Seal(compress=buffer.compression == "zstd", old_keys=keys)
+    except ConfigError as error:
+        where, _, text = str(error).partition(": ")
+        yield f"$.buffer.{where}", text
+    for lane, settings in buffer.lanes.items():
+        if settings.limit_bytes > buffer.bytes:
+            yield (
+                f"$.buffer.lanes.{lane}.limit_bytes",
+                f"expected at most the {buffer.bytes} of $.buffer.bytes, got {settings.limit_bytes}",
+            )
 
 
 def _packages(site: Site) -> tuple[dict[str, Package], list[Problem]]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from needs import ROOT
+from skerry.buffer.settings import BufferSettings, LaneSettings
 from skerry.deploy.plan import KINDS, Place, plan
-from skerry.deploy.site import load_site
+from skerry.deploy.site import SiteBuffer, load_site
 from skerry.errors import ConfigError
 from skerry.settings import BusSettings
 from skerry.uplink.settings import UplinkSettings
@@ -101,6 +102,16 @@ rules: [{name: r, kind: line}]
             "$.uplink: schedules.bulk[0]: expected hours like 22:00-06:00, got '22-6'",
         ),
         (("rules:", "uplink: {limits: {preset: aws}}\nrules:"), "$.uplink.limits.preset: expected one of"),
+        (("rules:", "buffer: {key_file: no.key}\nrules:"), "no.key: cannot read it: No such file"),
+        (
+            ("rules:", "buffer: {old_key_files: [site.yaml]}\nrules:"),
+            "site.yaml: expected 32 bytes or 64 hexadecimal digits, got",
+        ),
+        (
+            ("rules:", "buffer: {lanes: {bulk: {limit_bytes: 300000000}}}\nrules:"),
+            "$.buffer.lanes.bulk.limit_bytes: expected at most the 268435456 of $.buffer.bytes, got 3",
+        ),
+        (("rules:", "buffer: {lanes: {bulky: {}}}\nrules:"), "$.buffer.lanes"),
     ],
 )  # fmt: skip
 def test_a_wrong_site_says_what_is_wrong_and_where(
@@ -201,6 +212,46 @@ uplink:
         sending = uplink.settings.sending
         assert (sending.limits.all.messages_per_s, sending.limits.all.message_bytes) == (20, 128 * 1024)
         assert (sending.schedules, sending.timezone) == ({"bulk": ("22:00-06:00",)}, "Europe/Oslo")
+
+    def test_the_buffer_is_told_what_it_may_keep_and_how(self, tmp_path: Path) -> None:
+        (tmp_path / "secrets").mkdir()
+        for name in ("new", "old"):
+            (tmp_path / "secrets" / name).write_text("ab" * 32)
+        text = (
+            GOOD
+            + """
+buffer:
+  bytes: 100000000
+  lanes: {alarm: {when_full: block}, bulk: {limit_bytes: 20000000}}
+  compression: zstd
+  key_file: secrets/new
+  old_key_files: [secrets/old]
+  clock: trusted
+  linger_ms: 20
+"""
+        )
+        (buffer,) = plan(load_site(write(tmp_path, text)), self.PLACE).of("buffer")
+        settings = buffer.settings
+        assert isinstance(settings, BufferSettings)
+        assert (settings.limit_bytes, settings.compression, settings.clock) == (
+            100_000_000,
+            "zstd",
+            "trusted",
+        )
+        assert settings.lanes == {
+            "alarm": LaneSettings(when_full="block"), "bulk": LaneSettings(limit_bytes=20_000_000)
+        }  # fmt: skip
+        assert (settings.key_file, settings.old_key_files, settings.linger_ms) == (
+            str(tmp_path / "secrets" / "new"),
+            (str(tmp_path / "secrets" / "old"),),
+            20,
+        )
+
+    def test_without_a_word_on_it_the_buffer_has_its_own_defaults(self, tmp_path: Path) -> None:
+        (buffer,) = plan(load_site(write(tmp_path, GOOD)), self.PLACE).of("buffer")
+        own = BufferSettings(site="test", module="buffer", state="")
+        names = {name for name in SiteBuffer.__struct_fields__ if name != "bytes"} | {"limit_bytes"}
+        assert {n: getattr(buffer.settings, n) for n in names} == {n: getattr(own, n) for n in names}
 
     def test_cameras_are_spread_over_capture_modules(self, tmp_path: Path) -> None:
         text = GOOD.replace("models:", "  - {name: gate, source: {kind: synthetic}}\nmodels:")
