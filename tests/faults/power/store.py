@@ -179,18 +179,24 @@ class Plain:
         self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random, life: int
     ) -> None:
         lane: Lane = draw.choice(OFTEN)
-        epoch = f"{lane}-{life}"
-        seq = (store.chain(lane).watermark("p", epoch) or 0) + 1
-        count, size = draw.choice((1, 1, 1, 3, 10, 40)), draw.choice((80, 300, 300, 1500, 5000))
-        if draw.random() < 0.02:
-            count, size = 3, 60_000  # a commit of several blocks, and nearly more than a segment holds
-        records = [Record("p", epoch, n, payload(epoch, n, size)) for n in range(seq, seq + count)]
+        runs = []
+        for producer in draw.choice((("a",), ("b",), ("a", "b"))):
+            epoch = f"{lane}-{producer}-{life}"
+            seq = (store.chain(lane).watermark("p", epoch) or 0) + draw.choice((1, 1, 1, 1, 7))
+            count, size = draw.choice((1, 1, 1, 3, 10, 40)), draw.choice((80, 300, 300, 1500, 5000))
+            if draw.random() < 0.02:
+                count, size = 3, 60_000  # a commit of several blocks, and nearly more than a segment holds
+            runs.append((epoch, seq, count, size))
+        records = [
+            Record("p", epoch, n, payload(epoch, n, size))
+            for epoch, seq, count, size in runs
+            for n in range(seq, seq + count)
+        ]
         try:
-            store.append(lane, records)
+            store.append(lane, records, times=draw.random() < 0.1)
         except StoreFull:  # larger than what its lane may hold
-            say({"state": _state(store)})
-            return
-        say({"records": {lane: [[epoch, seq, count, size]]}, "state": _state(store)})
+            runs = []
+        say({"records": {lane: runs}, "state": _state(store)})
 
     def _drain(self, store: Store, say: Callable[[dict[str, Any]], None], draw: random.Random) -> None:
         chain = store.chain(draw.choice(LANES))
