@@ -467,6 +467,8 @@ class _Look:
             self._view.stated += stated
         self._lost += found.holes
         self._view.damage += [Spot(path.name, d.at, d.end) for d in _seen(found.damage)]
+        if stop is None and committed >= found.segment.end:  # what should be at its end is not
+            self._view.damage.append(Spot(path.name, found.sound, found.segment.space))
         return found.segment
 
     def _place(self, position: Position | None) -> None:
