@@ -12,8 +12,8 @@ from skerry.cli import bench_buffer
 from skerry.cli.bench_buffer import Size
 
 TINY = Size(
-    rounds=1, slice_s=0.01, pairs=3, first_pass=20, recycled=(10,), weighed=5, weigh_s=0.5, steady_s=0.2, flood=100,
-    waiting_bytes=4 * 1024 * 1024, links=1000, bus_s=0.5,
+    rounds=1, slice_s=0.01, pairs=3, first_pass=20, recycled=(10,), weighed=5, weigh_s=0.5, steady_s=0.2,
+    flood=100, waiting_bytes=4 * 1024 * 1024, links=1000, bus_s=0.5,
 )  # fmt: skip
 
 
@@ -29,13 +29,14 @@ def test_every_part_is_measured_or_says_why_not(tmp_path: Path) -> None:
     assert figures["accept"]["ack_ms_at_200_per_s"]["count"] == 40
     assert figures["open"]["waiting"] == figures["waiting"]["records"]
     assert {name for name, peer in figures["peers"].items() if not peer["missing"]} <= set(
-        figures["appends"]["batch_100"]
+        figures["appends"]["side_by_side"]["batch_100"]
     )
     if "missing" not in figures["device"]:
         assert figures["device"]["raw"]["batch_1"]["flushes_per_append"] == 1.0
         weighed = figures["device"]["store"]
         assert weighed["batch_1"]["flushes_per_append"] >= 1.0
         assert figures["device"].get("nats_mount_sync", weighed)["batch_1"]["flushes_per_append"] >= 1.0
+    assert [row["what"] for row in figures["wanted"]] == [row.what for row in bench_buffer.rows(figures)]
     assert len(said) > 5
     screen = Console(file=io.StringIO(), width=200, record=True)
     screen.print(bench_buffer.table(figures))

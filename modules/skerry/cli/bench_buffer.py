@@ -32,6 +32,7 @@ _MIB = 1024 * 1024
 _IMAGE = 256 * _MIB
 _LINK_UP, _LINK_DOWN = "store", "store_link_down"
 _RAW = "raw"
+_SIDE_BY_SIDE, _TURNS, _BY_APPEND = "side_by_side", "turns", "by_append"
 _NATS_THROUGH = "nats_mount_sync"
 _BATCHES = (1, 100)
 _DRAIN_EVERY = 50
@@ -104,6 +105,7 @@ def run(*, size: Size = Size(), folder: Path | None = None, say: Say = lambda _l
             **_waiting(place, size, say),
         }
     figures["load_before_and_after"] = [round(load, 2), round(os.getloadavg()[0], 2)]
+    figures["wanted"] = [row._asdict() for row in rows(figures)]
     return figures
 
 
@@ -127,19 +129,15 @@ def _makers(peers: Mapping[str, Peer]) -> dict[str, Callable[[Path], Log]]:
 
 
 def _appends(place: Path, peers: Mapping[str, Peer], size: Size, say: Say) -> Figures:
-    """The store in turn with the limit, and then its peers, in batches of 1 and of 100."""
-    makers = _makers(peers)
+    """Limit, store and peers in turn; limit and store in shorter turns; and in turns of one append."""
     ours = {_RAW: RawFile, _LINK_UP: StoreLog, _LINK_DOWN: StoreLog}
-    theirs = {name: make for name, make in makers.items() if name != _LINK_UP}
-    figures: Figures = {}
+    figures: Figures = {_SIDE_BY_SIDE: {}, _TURNS: {}, _BY_APPEND: {}}
     for batch in _BATCHES:
-        home = place / f"appends-{batch}"
+        home, key = place / f"appends-{batch}", f"batch_{batch}"
         # A peer may take a second for one append: it is visited once a round.
-        figures[f"batch_{batch}"] = {
-            **_in_turn(home, theirs, batch, size, visits=1),
-            **_in_turn(home, ours, batch, size, visits=size.visits),
-        }
-        figures[f"batch_{batch}"] |= _by_append(home, batch, size)
+        figures[_SIDE_BY_SIDE][key] = _in_turn(home, _makers(peers), batch, size, visits=1)
+        figures[_TURNS][key] = _in_turn(home, ours, batch, size, visits=size.visits)
+        figures[_BY_APPEND][key] = _by_append(home, batch, size)
         say(f"durable appends in batches of {batch}: done")
     return figures
 
@@ -162,7 +160,7 @@ def _by_append(home: Path, batch: int, size: Size) -> dict[str, dict[str, float]
     try:
         logs = {_RAW: RawFile(home / _RAW), _LINK_UP: StoreLog(home / _LINK_UP)}
         taken = alternate(logs, batch, slice_s=0.0, rounds=size.rounds, visits=size.pairs, between=between)
-        return {f"{name}_by_append": found for name, found in compare(taken, _RAW).items()}
+        return compare(taken, _RAW)
     finally:
         for log in logs.values():
             log.close()
@@ -294,18 +292,18 @@ def _rows_of_appends(part: Figures) -> list[Row]:
     wanted = {1: 0.8, 100: 0.6}
     found = []
     for batch, least in wanted.items():
-        for name, limit, label in (
-            (_LINK_UP, _RAW, "in turns of 40 ms"),
-            (_LINK_DOWN, _RAW, "in turns of 40 ms, link down"),
-            (f"{_LINK_UP}_by_append", f"{_RAW}_by_append", "append by append"),
+        for name, how, label in (
+            (_LINK_UP, _TURNS, "in turns of 40 ms"),
+            (_LINK_DOWN, _TURNS, "in turns of 40 ms, link down"),
+            (_LINK_UP, _BY_APPEND, "append by append"),
         ):
             what = f"durable appends to raw, batch of {batch}, {label}"
             if "missing" in part:
                 found.append(Row(what, f">= {least}", part["missing"], None))
                 continue
-            got = part[f"batch_{batch}"]
+            got = part[how][f"batch_{batch}"]
             ratio = got[name]["ratio"]
-            beside = f"{_speed(got[name], batch)}; raw {_speed(got[limit], batch)}"
+            beside = f"{_speed(got[name], batch)}; raw {_speed(got[_RAW], batch)}"
             found.append(Row(what, f">= {least}", f"{ratio:.2f}", ratio >= least, beside))
     return found
 
@@ -400,8 +398,7 @@ def _peers(figures: Figures) -> Table:
     peers.add_column("how")
     settings = {
         _RAW: "one write and fdatasync, blocks on disk already",
-        _LINK_UP: "drained meanwhile",
-        _LINK_DOWN: "nothing drained",
+        _LINK_UP: "drained between turns",
         **{name: peer["setting"] for name, peer in figures["peers"].items()},
     }
     if _NATS_THROUGH in figures["device"]:
@@ -416,7 +413,7 @@ def _peers(figures: Figures) -> Table:
 def _appended(figures: Figures, name: str) -> list[str]:
     cells = []
     for batch in _BATCHES:
-        found = figures["appends"].get(f"batch_{batch}", {}).get(name)
+        found = figures["appends"].get(_SIDE_BY_SIDE, {}).get(f"batch_{batch}", {}).get(name)
         if name == _NATS_THROUGH:
             there, raw = (figures["device"][n][f"batch_{batch}"]["per_s"] for n in (name, _RAW))
             found = {"per_s": there, "ratio": there / raw}
