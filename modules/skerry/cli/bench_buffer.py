@@ -293,8 +293,8 @@ def _rows_of_appends(part: Figures) -> list[Row]:
     found = []
     for batch, least in wanted.items():
         for name, how, label in (
-            (_LINK_UP, _TURNS, "in turns of 40 ms"),
-            (_LINK_DOWN, _TURNS, "in turns of 40 ms, link down"),
+            (_LINK_UP, _TURNS, "in short turns"),
+            (_LINK_DOWN, _TURNS, "in short turns, link down"),
             (_LINK_UP, _BY_APPEND, "append by append"),
         ):
             what = f"durable appends to raw, batch of {batch}, {label}"
