@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import needs
-from skerry.cli import bench_buffer, bench_drain, bench_peers
+from skerry.cli import bench_buffer, bench_drain, bench_peers, device
 from skerry.cli.bench_appends import (
     PAYLOAD,
     READ,
@@ -25,7 +26,7 @@ from skerry.cli.bench_appends import (
     payloads,
 )
 from skerry.cli.bench_site import Events
-from skerry.cli.device import Counters, parse_stat
+from skerry.cli.device import Counters, LoopDisk, parse_stat
 from skerry.errors import Unavailable
 from skerry.messages import Event
 
@@ -65,6 +66,21 @@ class TestCounters:
     def test_a_kernel_that_counts_no_flushes_is_refused(self) -> None:
         with pytest.raises(ValueError, match="expected 16 fields or more, got 11"):
             parse_stat("1 2 3 4 5 6 7 8 9 10 11")
+
+
+class TestLoopDisk:
+    def test_without_root_it_says_so_and_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        with pytest.raises(Unavailable, match="loop device: needs root"), LoopDisk(tmp_path, 1024):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_tool_that_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(device, "_TOOLS", ("sh", "no-such-tool"))
+        assert device.why_not() == "needs no-such-tool"
 
 
 class TestAlternate:
