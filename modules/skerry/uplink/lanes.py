@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 
+import msgspec
+
 from skerry.messages import LANES, Lane, Outbound, Receipt, Refusal
 from skerry.uplink.parts import Chain, Part, joined, mismatch
-from skerry.uplink.record import one_line, read
+from skerry.uplink.record import one_line, read_all
 
 _CHAINS = 32
 """A site has a store a lane, and others after its disk was replaced; more are somebody's mistake."""
@@ -181,14 +183,12 @@ def _part(message: Outbound, chain: Chain) -> Part | None:
     raws = one_line([bytes(event) for event in message.events])
     part = Part(
         chain=chain, backlog=message.backlog, first=message.first, last=message.last,
-        records=[read(raw) for raw in raws],
+        records=read_all(raws), size=sum(map(len, raws)),
     )  # fmt: skip
     if part.last < part.first or mismatch(part):
         return None
     if part.first > known:
         return part
     if part.spans:  # a gap that begins among what is there: it stands for the rest
-        return Part(
-            chain=chain, backlog=part.backlog, first=known + 1, last=part.last, records=part.records
-        )  # fmt: skip
+        return msgspec.structs.replace(part, first=known + 1)
     return part.split(known + 1 - part.first)[1]

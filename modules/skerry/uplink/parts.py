@@ -42,11 +42,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     first: int
     last: int
     records: Sequence[Record | Flaw]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the records."""
-        return sum(len(r.raw) for r in self.records)
+    size: int
+    """Bytes of the records."""
 
     @property
     def spans(self) -> bool:
@@ -57,16 +54,16 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
         """The first records, 1 or more, and the rest."""
         if records >= len(self.records):
             return self, None
-        middle = self.first + records
-        head = Part(
-            chain=self.chain, backlog=self.backlog, first=self.first, last=middle - 1,
-            records=self.records[:records],
+        head = self._of(self.first, self.first + records - 1, self.records[:records])
+        rest = self.records[records:]
+        return head, self._of(self.first + records, self.last, rest, self.size - head.size)
+
+    def _of(self, first: int, last: int, records: Sequence[Record | Flaw], size: int | None = None) -> Part:
+        if size is None:
+            size = sum(len(r.raw) for r in records)
+        return Part(
+            chain=self.chain, backlog=self.backlog, first=first, last=last, records=records, size=size
         )  # fmt: skip
-        rest = Part(
-            chain=self.chain, backlog=self.backlog, first=middle, last=self.last,
-            records=self.records[records:],
-        )  # fmt: skip
-        return head, rest
 
     def joins(self, after: Part) -> bool:
         """Whether `after` goes on where this ends, record by record."""
@@ -102,7 +99,7 @@ def joined(parts: Sequence[Part]) -> Part:
         return parts[0]
     return Part(
         chain=parts[0].chain, backlog=parts[0].backlog, first=parts[0].first, last=parts[-1].last,
-        records=[record for part in parts for record in part.records],
+        records=[record for part in parts for record in part.records], size=sum(p.size for p in parts),
     )  # fmt: skip
 
 
