@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from skerry.buffer.gaps import Hole
     from skerry.buffer.quarantine import Entry
-    from skerry.buffer.reading import Item, LaneView
+    from skerry.buffer.reading import Item, LaneView, Unread
     from skerry.buffer.seal import Seal
     from skerry.buffer.times import Anchors
 
@@ -276,27 +277,23 @@ def _peek(arguments: argparse.Namespace) -> int:
     folder = _store(arguments)
     seal, anchors = Seal(old_keys=_keys(arguments.keys)), _anchors(folder)
     rows: list[Shown] = []
+    raw: list[bytes] = []
     with _readable(folder):
-        for lane in arguments.lane or LANES:
-            view = reading.look_at(folder, lane, seal)
-            found = reading.read(view, seal, arguments.first)
-            for _, entry in zip(range(arguments.count), found, strict=False):
+        views = [reading.look_at(folder, lane, seal) for lane in arguments.lane or LANES]
+        source = _source(folder, views, seal) if arguments.raw else ""
+        for view in views:
+            for entry in islice(reading.read(view, seal, arguments.first), arguments.count):
                 if isinstance(entry, reading.Item):
                     event = _corrected(entry, anchors)
-                    if arguments.raw:
-                        sys.stdout.buffer.write(_line(event))
+                    raw.append(event)
                     rows.append(_shown(view, entry, event, anchors))
                 elif isinstance(entry, reading.Unread):
-                    rows.append(
-                        Shown(lane=lane, offset=entry.first, last=entry.last, missing=f"unread: {entry.why}")
-                    )
-                elif arguments.raw:
-                    sys.stdout.buffer.write(_line(_gap_event(view, entry, _source(folder, ""))))
+                    rows.append(_shown_missing(view, entry, f"unread: {entry.why}"))
                 else:
-                    rows.append(
-                        Shown(lane=lane, offset=entry.first, last=entry.last, missing=f"gap: {entry.reason}")
-                    )
+                    raw.append(_gap_event(view, entry, source))
+                    rows.append(_shown_missing(view, entry, f"gap: {entry.reason}"))
     if arguments.raw:
+        sys.stdout.buffer.writelines(map(_line, raw))
         sys.stdout.buffer.flush()
     elif arguments.json:
         for row in rows:
@@ -304,6 +301,10 @@ def _peek(arguments: argparse.Namespace) -> int:
     else:
         _print_rows(rows)
     return 0
+
+
+def _shown_missing(view: LaneView, entry: Hole | Unread, why: str) -> Shown:
+    return Shown(lane=view.lane, offset=entry.first, last=entry.last, missing=why)
 
 
 def _shown(view: LaneView, item: Item, event: bytes, anchors: Anchors) -> Shown:
@@ -456,9 +457,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     folder = _store(arguments)
     seal, anchors = Seal(old_keys=_keys(arguments.keys)), _anchors(folder)
-    work = _Export(arguments, folder, seal, anchors)
     with _readable(folder):
         views = [reading.look_at(folder, lane, seal) for lane in arguments.lane or LANES]
+        work = _Export(arguments, arguments.source or _source(folder, views, seal), seal, anchors)
         with _whole(arguments.out) as sink:
             for view in views:
                 work.lane(view, sink)
@@ -473,17 +474,15 @@ def _export(arguments: argparse.Namespace) -> int:
 class _Export:
     """Writes lanes, one after the other."""
 
-    def __init__(self, arguments: argparse.Namespace, folder: Path, seal: Seal, anchors: Anchors) -> None:
+    def __init__(self, arguments: argparse.Namespace, source: str, seal: Seal, anchors: Anchors) -> None:
         self.events = 0
         self.gaps = 0
         self.notes: list[str] = []
         self._all = arguments.all
         self._batched = arguments.format == "batch"
-        self._given = arguments.source
-        self._folder = folder
         self._seal = seal
         self._anchors = anchors
-        self._site = ""
+        self._source = source
         self._batch: list[bytes] = []
         self._shown = 0.0
 
@@ -495,15 +494,12 @@ class _Export:
         for entry in reading.read(view, self._seal, first):
             if isinstance(entry, reading.Item):
                 self.events += 1
-                event = _corrected(entry, self._anchors)
-                self._site = self._site or _site_of(event)
-                self._put(event, sink)
+                self._put(_corrected(entry, self._anchors), sink)
             elif isinstance(entry, reading.Unread):
                 self.notes.append(f"{view.lane} {entry.first} to {entry.last}: not exported: {entry.why}")
             else:
                 self.gaps += 1
-                source = self._given or _source(self._folder, self._site)
-                self._put(_gap_event(view, entry, source), sink)
+                self._put(_gap_event(view, entry, self._source), sink)
                 self.notes.append(f"{view.lane} {entry.first} to {entry.last}: gap: {entry.reason}")
             self._show(view)
 
@@ -624,18 +620,25 @@ def _line(event: bytes) -> bytes:
     return event.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n"
 
 
+def _source(folder: Path, views: Iterable[LaneView], seal: Seal) -> str:
+    """What the buffer of this folder calls itself, by its events' sources: `skerry/SITE/MODULE`."""
+    from skerry.buffer import reading  # noqa: PLC0415 - each command imports what it needs
+
+    site = "unknown"
+    for view in views:
+        for entry in reading.read(view, seal):
+            if isinstance(entry, reading.Item):
+                site = _site_of(entry.payload) or site
+                break
+    return f"skerry/{site}/{folder.resolve().parent.name or 'buffer'}"
+
+
 def _site_of(event: bytes) -> str:
-    """The site in an event's source, `skerry/SITE/MODULE`."""
     try:
-        parts = json.loads(event)["source"].strip("/").split("/")
+        parts = json.loads(event)["source"].split("/")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
     return str(parts[1]) if len(parts) == 3 and parts[0] == "skerry" else ""
-
-
-def _source(folder: Path, site: str) -> str:
-    """What a buffer of this folder calls itself in its gap records."""
-    return f"skerry/{site or 'unknown'}/{folder.resolve().parent.name or 'buffer'}"
 
 
 def _gap_event(view: LaneView, hole: Hole, source: str) -> bytes:

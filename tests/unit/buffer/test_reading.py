@@ -65,13 +65,13 @@ def test_at_any_moment_of_its_life_the_files_say_what_the_store_says(tmp_path: P
     store, chain = open_chain(tmp_path / "store")
     seq = evicted = 0
     for step in range(150):
-        match draw.choice("aaaaaarrtck"):
+        match draw.choice("aaaaaaarrtck"):
             case "a":
                 count = draw.randint(1, 30)
                 chain.append([record(seq + n, size=draw.randint(20, 900)) for n in range(1, count + 1)])
                 seq += count
             case "r":
-                chain.receipt(draw.randint(chain.upto, min(chain.upto + 60, chain.last)))
+                chain.receipt(draw.randint(chain.upto, min(chain.upto + 20, chain.last)))
             case "t":
                 holes(chain)
             case "c" if step % 3 == 0:
@@ -82,8 +82,8 @@ def test_at_any_moment_of_its_life_the_files_say_what_the_store_says(tmp_path: P
                 store, chain = open_chain(tmp_path / "store")
         check(tmp_path / "store", chain, told=step % 10 == 0)
         evicted = max(evicted, sum(chain.evicted.values()))
-    assert evicted > 50
-    assert chain.delivered > 50
+    assert evicted > 20
+    assert chain.delivered > 20
 
 
 def test_lanes_are_told_apart_and_added_up(tmp_path: Path) -> None:
