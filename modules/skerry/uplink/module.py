@@ -123,7 +123,7 @@ class Uplink:
             self._turn(_IDLE_S)
         moved = time.monotonic()
         while not self._stop.is_set() and time.monotonic() - moved < _QUIET_S:
-            if self._turn(0.05):
+            if self._turn(0.05) or self._busy:
                 moved = time.monotonic()
 
     def close(self) -> None:
@@ -156,6 +156,11 @@ class Uplink:
         if not self._under_way and not moved:
             moved = self._lanes.wait(wait_s)
         return moved
+
+    @property
+    def _busy(self) -> bool:
+        """Whether something is on its way, or may be sent."""
+        return bool(self._under_way) or any(lane not in self._held for lane in self._lanes.waiting())
 
     # Out
 

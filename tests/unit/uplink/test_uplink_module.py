@@ -304,6 +304,34 @@ def test_stopping_sends_what_waits(world: World) -> None:
         eventually(lambda: world.upto() == 3)
 
 
+def test_stopping_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
+    link = MemoryLink(window=2)
+    world = World(tmp_path, link, grace_s=8.0)
+    link.slow = True
+    with world.up() as host:
+        world.send(1, 300)
+        eventually(lambda: link.arrived)
+        host.stopping.set()
+        time.sleep(0.8)  # longer than it waits for something new
+        assert world.receipts == []
+        link.slow = False
+        eventually(lambda: world.upto() == 300)
+
+
+def test_stopping_does_not_wait_for_a_lane_outside_its_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry.uplink.module.synchronised", lambda: True)
+    monkeypatch.setattr("time.time", lambda: 1_772_366_400.0)  # 12:00 UTC
+    world = World(tmp_path, grace_s=8.0, sending={"schedules": {"bulk": ["22:00-06:00"]}})
+    with world.up() as host:
+        world.send_lane("bulk", 1, 5)
+        eventually(lambda: host.queue() == 5)
+        began = time.monotonic()
+        host.stopping.set()
+    assert time.monotonic() - began < 4
+
+
 def test_stopping_during_an_outage_is_prompt(world: World) -> None:
     world.link.down = True
     with world.up() as host:
