@@ -201,7 +201,7 @@ def _table(found: Report) -> Table:
 
 def _foot(found: Report) -> list[Text]:
     lines = []
-    free = f"{found.free_files} of them ready for use" if found.free_files else "none ready for use"
+    free = f"{found.free_files} files ready for use" if found.free_files else "no file ready for use"
     sealed = [w for w, on in (("compressed", found.compressed), ("encrypted", found.encrypted)) if on]
     about = f"  · {', '.join(sealed)}" if sealed else ""
     lines.append(Text(f"{_size(found.bytes)} on disk in all, {free}{about}", style="dim"))
