@@ -103,6 +103,7 @@ def test_events_are_accepted_sent_out_and_forgotten_after_the_receipt(world: Wor
         for first in range(1, 250, 50):
             world.submit(submission(first, first + 49, oldest=1))
         eventually(lambda: world.watermark() == 250)
+        eventually(lambda: world.outbound)
         while host.tally["delivered"] < 250:
             last = world.outbound[-1]
             world.receipt(last.last)
@@ -299,10 +300,13 @@ def test_more_than_memory_may_hold_is_refused_and_accepted_later(tmp_path: Path)
             world.submit(submission(first, first + 99, oldest=1))
         eventually(lambda: count(host, "skerry_submissions_refused_total") > 0)
         eventually(lambda: world.watermark() > 0)
-        while world.watermark() < 2000:
-            known = world.watermark()
+
+        def moved(known: int) -> bool:
             world.submit(submission(known + 1, min(known + 100, 2000), oldest=1))
-            eventually(lambda n=known: world.watermark() > n)
+            return world.watermark() > known
+
+        while world.watermark() < 2000:
+            eventually(lambda n=world.watermark(): moved(n))
         assert host.tally["accepted"] == 2000
 
 
