@@ -305,8 +305,8 @@ def test_more_than_memory_may_hold_is_refused_and_accepted_later(tmp_path: Path)
             world.submit(submission(known + 1, min(known + 100, 2000), oldest=1))
             return world.watermark() > known
 
-        while world.watermark() < 2000:
-            eventually(lambda n=world.watermark(): moved(n))
+        while (known := world.watermark()) < 2000:
+            eventually(lambda n=known: moved(n))
         assert host.tally["accepted"] == 2000
 
 
