@@ -54,7 +54,7 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     """Records in one outbound message."""
     batch_bytes: Annotated[int, Meta(ge=1024, le=_MIB)] = 128 * 1024
     """Bytes in one outbound message; a record that is larger goes alone."""
-    window_batches: Annotated[int, Meta(ge=1, le=64)] = 4
+    window_batches: Annotated[int, Meta(ge=1, le=64)] = 8
     """Outbound messages of a lane that may be unconfirmed."""
     backlog_s: Positive = 10.0
     """A lane whose oldest record has waited for longer has a backlog; the uplink lets what is new in
