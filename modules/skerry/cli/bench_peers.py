@@ -226,16 +226,32 @@ class Peer(NamedTuple):
 
 
 def survey(folder: Path) -> dict[str, Peer]:
-    """Which peers there are, by name.
+    """Which peers there are, by name, each tried out once.
 
     Args:
-        folder: for a configuration that is tried out.
+        folder: for trying them out; it is left as it was.
     """
-    return {
+    found = {
         "sqlite": Peer(f"{sqlite3.sqlite_version}, WAL, synchronous=FULL, one transaction a batch"),
         "mosquitto": _survey_mosquitto(),
         "nats": _survey_nats(folder),
     }
+    return {name: peer if peer.missing else _tried(name, peer, folder / name) for name, peer in found.items()}
+
+
+def _tried(name: str, peer: Peer, folder: Path) -> Peer:
+    """The peer, or why it does not work here: it must not take the figures of all others with it."""
+    try:
+        log = make(name, peer, folder)
+        try:
+            log.append(log.ready([b"x"]))
+        finally:
+            log.close()
+    except Exception as error:  # noqa: BLE001 - whatever its client raises
+        return peer._replace(missing=f"{name} does not work here: {error or type(error).__name__}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return peer
 
 
 def make(name: str, peer: Peer, folder: Path) -> Log:

@@ -209,6 +209,18 @@ class TestSurvey:
         assert found["nats"].missing == "nats-server is not installed"
         assert not found["sqlite"].missing
 
+    def test_a_peer_that_does_not_start_says_so_and_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_folder: Path) -> Log:
+            raise Unavailable("mosquitto: did not answer within 10 s")
+
+        monkeypatch.setattr(bench_peers, "Mosquitto", fail)
+        monkeypatch.setattr(bench_peers, "_survey_mosquitto", lambda: bench_peers.Peer("autosave"))
+        found = bench_peers.survey(tmp_path)["mosquitto"]
+        assert found == ("autosave", "mosquitto does not work here: mosquitto: did not answer within 10 s")
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize(("knows", "said"), [(0, "sync_interval: always"), (1, "every 2 minutes")])
     def test_a_server_that_cannot_sync_always_is_named_for_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: int, said: str
@@ -217,7 +229,7 @@ class TestSurvey:
         server.write_text(f'#!/bin/sh\n[ "$1" = -v ] && echo nats-server: v2.0.0 && exit\nexit {knows}\n')
         server.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-        found = bench_peers.survey(tmp_path)["nats"]
+        found = bench_peers._survey_nats(tmp_path)
         assert found.setting.startswith("v2.0.0")
         assert said in found.setting
 
