@@ -16,7 +16,7 @@ from needs import ROOT
 from skerry.buffer import reading
 from skerry.buffer.blocks import Stamp
 from skerry.buffer.chain import Chain
-from skerry.buffer.gaps import Hole
+from skerry.buffer.gaps import GapFile, Hole
 from skerry.buffer.reading import Clocks, Item, Lenient, Unread, age_s, look, look_at
 from skerry.buffer.seal import Seal
 from skerry.buffer.settings import LaneSettings
@@ -142,18 +142,63 @@ def test_what_is_lost_with_a_file_or_the_cursor_is_counted_as_the_store_would(tm
     store.close()
     for pattern in ("*.segment", "event.cursor", "event.gaps"):
         for path in sorted((tmp_path / "store").glob(pattern)):
-            copy = tmp_path / "copy"
-            shutil.copytree(tmp_path / "store", copy)
-            (copy / path.name).unlink()
-            view = look(copy).lanes["event"]
-            found, _ = read_all(copy)
-            store, chain = open_chain(copy)
-            assert (view.last, view.upto, view.delivered, view.waiting, view.evicted) == (
-                chain.last, chain.upto, chain.delivered, chain.waiting, chain.evicted
-            )  # fmt: skip
-            assert contents(chain) == found
-            kill(store)
-            shutil.rmtree(copy)
+            content = path.read_bytes()
+            path.unlink()
+            compare(tmp_path / "store", tmp_path / "copy")
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_segment_that_outlived_its_own_gap_record_counts_as_for_the_store(
+    tmp_path: Path, told: bool
+) -> None:
+    store, chain = open_chain(tmp_path / "store")
+    fill(chain, 1, 200, batch=3)
+    oldest = segments(tmp_path / "store")[0]
+    content = oldest.read_bytes()
+    chain.evict()
+    if told:
+        holes(chain)
+    oldest.write_bytes(content)  # as a kill leaves it between the gap record and the removal
+    kill(store)
+    compare(tmp_path / "store", tmp_path / "copy")
+    found, missing = read_all(tmp_path / "store")
+    assert (1 in found, bool(missing)) == (not told, told)
+
+
+def test_counts_that_a_damaged_gap_file_lacks_are_reckoned_as_by_the_store(tmp_path: Path) -> None:
+    store, chain = open_chain(tmp_path / "store")
+    fill(chain, 1, 200, batch=3)
+    chain.evict()
+    ((_, last, _),) = holes(chain)
+    chain.receipt(last - 2)
+    kill(store)
+    content = bytearray((tmp_path / "store" / "event.gaps").read_bytes())
+    content[20] ^= 1
+    (tmp_path / "store" / "event.gaps").write_bytes(content)
+    compare(tmp_path / "store", tmp_path / "copy")
+    view = look(tmp_path / "store").lanes["event"]
+    assert view.evicted == {"corrupt": last}
+    assert view.troubles
+
+
+def compare(folder: Path, copy: Path) -> None:
+    """What the files say is what a store says that is opened on a copy of them."""
+    shutil.copytree(folder, copy)
+    view = look(folder).lanes["event"]
+    found, missing = read_all(folder)
+    store, chain = open_chain(copy)
+    assert (view.last, view.upto, view.delivered, view.waiting, view.evicted) == (
+        chain.last, chain.upto, chain.delivered, chain.waiting, chain.evicted
+    )  # fmt: skip
+    assert found == contents(chain)
+    assert missing == holes(chain)
+    kill(store)
+    shutil.rmtree(copy)
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.segment"))
 
 
 def test_a_torn_cursor_is_named(tmp_path: Path) -> None:
@@ -310,6 +355,33 @@ class TestLive:
             writer.stdout.close()
         eventually(lambda: reading.holder(folder) is None)
         assert not look(folder).closed
+
+    def test_a_store_that_moves_on_between_two_reads_is_looked_at_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, chain = open_chain(tmp_path)
+        fill(chain, 1, 300, batch=3)
+        loads = 0
+
+        class Meanwhile(GapFile):
+            """Lets the store work on after the cursor and the gaps were read, and before the segments are."""
+
+            def load(self) -> list[Hole]:
+                nonlocal loads
+                found = super().load()
+                loads += 1
+                if loads == 1:
+                    chain.evict()
+                    holes(chain)
+                    chain.receipt(150)
+                return found
+
+        monkeypatch.setattr(reading, "GapFile", Meanwhile)
+        view = look_at(tmp_path, "event", Seal())
+        assert loads == 2
+        assert view.evicted == chain.evicted == {"capacity": view.evicted["capacity"]}
+        assert (view.waiting, view.delivered) == (chain.waiting, chain.delivered)
+        del store
 
     def test_what_went_away_after_the_look_is_not_called_lost(self, tmp_path: Path) -> None:
         store, chain = open_chain(tmp_path)
