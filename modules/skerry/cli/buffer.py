@@ -344,7 +344,7 @@ def _print_rows(rows: list[Shown]) -> None:
     console = _console()
     console.print(table)
     if any(row.timequality for row in rows):
-        console.print("? may be wrong by years: the clock was not set   * reckoned later", style="dim")
+        console.print("? the clock was not synchronised: may be wrong   * reckoned afterwards", style="dim")
 
 
 # quarantine and retry
