@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 from msgspec import Raw
 from structlog.testing import capture_logs
 
+from faults.power.mortal import Killed, Mortal
 from skerry.buffer.blocks import Stamp
 from skerry.buffer.chain import Chain
-from skerry.buffer.disk import Disk
 from skerry.buffer.gaps import Hole
 from skerry.buffer.quarantine import Entry, Quarantine, entries
 from skerry.buffer.seal import Seal
@@ -61,44 +62,6 @@ class Known:
     evicted: int = 0
     marks: dict[str, int] = field(default_factory=dict)
     told: set[tuple[int, int]] = field(default_factory=set)
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Mortal(Disk):
-    """After so many more calls, its process is killed: before the call or right after it."""
-
-    def __init__(self) -> None:
-        self.calls_left: float = inf
-
-    def _live(self) -> None:
-        self.calls_left -= 1
-        if self.calls_left < 0:
-            raise Killed
-
-    def write(self, file: int, content: bytes, at: int) -> None:
-        self._live()
-        super().write(file, content, at)
-        self._live()
-
-    def sync(self, file: int) -> None:
-        self._live()
-        super().sync(file)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self._live()
-        super().rename(old, new)
-        self._live()
-
-    def unlink(self, path: Path) -> None:
-        self._live()
-        super().unlink(path)
-
-    def sync_folder(self, folder: Path) -> None:
-        self._live()
-        super().sync_folder(folder)
 
 
 class Plain:
@@ -335,6 +298,7 @@ class Wide(Plain):
     quarantine = 4096  # it is begun anew all the time
 
 
+@lru_cache(maxsize=8192)
 def payload(epoch: str, seq: int, size: int) -> bytes:
     """That of a record, of about `size` bytes; it says which it is, and how long."""
     draw = random.Random(seq)
