@@ -120,5 +120,5 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     link: Link
     sending: Sending = Sending()
     backoff: BackoffSettings = BackoffSettings()
-    inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 1024 * 1024
+    inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     """Of each lane, what may be in memory, waiting or on its way; the buffer repeats what finds no room."""
