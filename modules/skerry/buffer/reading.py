@@ -460,7 +460,7 @@ class _Look:
         except FileNotFoundError:
             raise
         except OSError as error:
-            self._view.troubles.append(f"{path.name}: {error.strerror}")
+            self._view.troubles.append(f"{path.name}: cannot be read: {error.strerror}")
             end = stop if stop is not None else max(committed + 1, first)
             return Segment(path, number, first, end, 0, 0)
         if last:  # the next checkpoint counts those of a closed segment
@@ -598,7 +598,7 @@ def _found(view: LaneView, seal: Seal, first: int) -> Iterator[Item]:
         except FileNotFoundError:
             continue  # what was in it is told as unread
         except OSError as error:
-            view.troubles.append(f"{part.path.name}: {error.strerror}")
+            view.troubles.append(f"{part.path.name}: cannot be read: {error.strerror}")
 
 
 def _blocks(part: Segment, offset: int, seal: Seal) -> Iterator[Block]:

@@ -159,7 +159,12 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, **texts)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a store, a state, or a run's output")
-    parser.set_defaults(func=function)
+
+    def run(arguments: argparse.Namespace) -> int:
+        with _quiet():
+            return function(arguments)
+
+    parser.set_defaults(func=run)
     return parser
 
 
@@ -292,6 +297,7 @@ def _peek(arguments: argparse.Namespace) -> int:
                 else:
                     raw.append(_gap_event(view, entry, source))
                     rows.append(_shown_missing(view, entry, f"gap: {entry.reason}"))
+    _say_troubles(views)
     if arguments.raw:
         sys.stdout.buffer.writelines(map(_line, raw))
         sys.stdout.buffer.flush()
@@ -464,9 +470,9 @@ def _export(arguments: argparse.Namespace) -> int:
             for view in views:
                 work.lane(view, sink)
             work.finish(sink)
-    troubles = [trouble for view in views for trouble in dict.fromkeys(view.troubles)]
-    for line in [*work.notes, *troubles]:
+    for line in work.notes:
         print(line, file=sys.stderr)
+    _say_troubles(views)
     print(f"{arguments.out}: {work.events} events, {work.gaps} gap records", file=sys.stderr)
     return 0
 
@@ -560,17 +566,28 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def _store(arguments: argparse.Namespace) -> Path:
-    """The store's folder; the log of what reads it goes to standard error, errors only."""
-    import structlog  # noqa: PLC0415 - each command imports what it needs
-
     from skerry.buffer import reading  # noqa: PLC0415 - each command imports what it needs
 
+    return reading.find(arguments.folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What reads a store logs errors only, and not where the output goes."""
+    import structlog  # noqa: PLC0415 - each command imports what it needs
+
+    before = structlog.get_config() if structlog.is_configured() else None
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    return reading.find(arguments.folder)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        if before is not None:
+            structlog.configure(**before)
 
 
 def _console() -> Console:
@@ -595,6 +612,12 @@ def _readable(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"{folder}: encrypted: expected {key} (give the key that it was written with: --key-file FILE)"
         ) from error
+
+
+def _say_troubles(views: Iterable[LaneView]) -> None:
+    for view in views:
+        for trouble in dict.fromkeys(view.troubles):
+            print(trouble, file=sys.stderr)
 
 
 def _anchors(folder: Path) -> Anchors:

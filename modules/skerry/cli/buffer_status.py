@@ -220,7 +220,7 @@ def _foot(found: Report) -> list[Text]:
             Text("it changes while it is looked at: these counts are of several moments", style="yellow")
         )
     shown = [f"damaged: {d.file} bytes {d.at} to {d.end}" for d in found.damage]
-    shown += [f"damaged: {trouble}" for trouble in found.troubles]
+    shown += found.troubles
     lines += [Text(line, style="red") for line in shown[:_MOST_LINES]]
     if len(shown) > _MOST_LINES:
         lines.append(Text(f"and {len(shown) - _MOST_LINES} more (--json has all)", style="red"))

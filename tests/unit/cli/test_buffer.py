@@ -240,6 +240,22 @@ class TestExport:
         assert main([*command, "--key-file", str(key)]) == 0
         assert [e.seq for e in exported(path)] == [1, 2, 3, 4, 5]
 
+    def test_a_file_that_cannot_be_read_is_named_and_its_records_are_a_gap(
+        self, lossy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        broken = sorted(lossy.glob("event-*.segment"))[3]
+        broken.unlink()
+        broken.mkdir()  # reading it fails, as on a disk with bad sectors
+        path = tmp_path / "x.jsonl"
+        assert main(["buffer", "export", "--out", str(path), str(lossy)]) == 0
+        assert f"{broken.name}: cannot be read: Is a directory" in capsys.readouterr().err
+        gaps = [e.data for e in exported(path) if e.type == "skerry.gap"]
+        assert [gap["reason"] for gap in gaps] == ["capacity", "corrupt"]
+        assert sum(gap["count"] for gap in gaps) + len(exported(path)) - 2 == 500
+        assert main(["buffer", "status", "--json", "--scan", str(lossy)]) == 0
+        (found,) = lines(capsys)
+        assert found["troubles"] == [f"{broken.name}: cannot be read: Is a directory"]
+
     def test_what_cannot_be_written_leaves_what_was_there(
         self, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
