@@ -35,8 +35,8 @@ from small_disks import Glutton, small_disk
 from suite import Suite
 
 WATCHED = ("buffer", "uplink")
-WARM_S = 20.0
-"""A process that is younger is still growing to its size."""
+WARM_SHARE = 0.05
+"""Of the time of a soak; a process that is younger is still growing to its size."""
 GROWTH_MB = 3.0
 """What memory may seem to grow over the calm part, by its slope: noise of allocation and of the backlog."""
 BARS = "▁▂▃▄▅▆▇█"
@@ -76,17 +76,24 @@ class Watch:
                     process = self._suite.process(kind)
                     born = self._born.setdefault(process.pid, now)
                     memory, handles = process.memory_info().rss / 2**20, process.num_fds()
+                    if not memory:
+                        continue  # just killed
                     self.samples[kind].append(Sample(now - began, process.pid, now - born, memory, handles))
 
 
-def slope(samples: list[Sample], value: Callable[[Sample], float]) -> float:
+def slope(samples: list[Sample], value: Callable[[Sample], float], warm_s: float) -> float:
     """Growth per hour: least squares over all lives, each with a level of its own.
+
+    Args:
+        samples: of one module.
+        value: what grows.
+        warm_s: samples of a process that is younger are left out.
 
     Source: Draper, Smith: Applied Regression Analysis, 3rd edition, section 14 (parallel lines).
     """
     lives: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        if sample.age_s >= WARM_S:
+        if sample.age_s >= warm_s:
             lives[sample.pid].append(sample)
     above = below = 0.0
     for life in lives.values():
@@ -245,14 +252,15 @@ def report(soak: Soak, account: Account, seconds: float) -> tuple[dict[str, obje
         wrong.append("sent is not delivered and named by gaps")
     if soak.suite.revived:
         wrong.append(f"ended by themselves: {soak.suite.revived}")
+    warm_s = seconds * WARM_SHARE
     for kind, samples in soak.watch.samples.items():
         calm = [s for s in samples if s.at_s >= soak.calm_from_s]
-        rss, handles = slope(calm, lambda s: s.rss_mb), slope(calm, lambda s: s.handles)
+        rss, handles = slope(calm, lambda s: s.rss_mb, warm_s), slope(calm, lambda s: s.handles, warm_s)
         hours = (calm[-1].at_s - calm[0].at_s) / 3600 if calm else 0.0
         result[kind] = {
             "rss_mb": [round(min(s.rss_mb for s in samples), 1), round(max(s.rss_mb for s in samples), 1)],
             "rss_slope_mb_per_h": round(rss, 2),
-            "rss_slope_mb_per_h_all_lives": round(slope(samples, lambda s: s.rss_mb), 2),
+            "rss_slope_mb_per_h_all_lives": round(slope(samples, lambda s: s.rss_mb, warm_s), 2),
             "handles": [min(s.handles for s in samples), max(s.handles for s in samples)],
             "handles_slope_per_h": round(handles, 2),
             "lives": len({s.pid for s in samples}),

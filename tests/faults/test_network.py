@@ -38,7 +38,11 @@ def test_a_link_that_is_cut_swallowed_and_throttled_loses_nothing_and_recovers(
     tmp_path: Path, clock: WallClock
 ) -> None:
     with FarNetwork(tmp_path / "far") as far:
-        options = {"uplink": {"link": far.link()}, "far": far.arrived, "repeats": True}
+        options = {
+            "uplink": {"link": far.link(), "backoff": {"first_s": 0.5, "last_s": 1.5}},
+            "far": far.arrived,
+            "repeats": True,
+        }
         options["environment"] = clock.environment
         with Suite(tmp_path, load={"rate": 200, "pad": 400}, **options) as suite:
             suite.wait_for(lambda: suite.delivered() > 50)
@@ -47,15 +51,14 @@ def test_a_link_that_is_cut_swallowed_and_throttled_loses_nothing_and_recovers(
             time.sleep(1.5)  # the outage
             suite.kill("uplink")  # with its hands full of what nobody has confirmed
             time.sleep(1.5)
+            clock.jump(-30 * YEAR_S)  # while it waits for its next try
             suite.look()
             far.up()
             before = suite.delivered()
             suite.wait_for(lambda: suite.delivered() > before + 300, why="it recovers from a cut")
 
             far.swallow()
-            time.sleep(2)
-            clock.jump(-30 * YEAR_S)  # while it waits for its next try
-            time.sleep(1)
+            time.sleep(3)
             far.answer()
             before = suite.delivered()
             suite.wait_for(lambda: suite.delivered() > before + 300, why="it recovers from silence")

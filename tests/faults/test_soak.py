@@ -43,9 +43,9 @@ def samples(pid: int, level: float, growth_per_s: float) -> list[Sample]:
 
 def test_the_slope_is_that_of_each_life_whatever_its_level() -> None:
     lives = [*samples(1, 30.0, 0.01), *samples(2, 50.0, 0.01), *samples(3, 20.0, 0.01)]
-    assert slope(lives, lambda s: s.rss_mb) == pytest.approx(36.0)
-    assert slope(lives, lambda s: s.handles) == 0.0
-    assert slope([], lambda s: s.rss_mb) == 0.0
+    assert slope(lives, lambda s: s.rss_mb, 20) == pytest.approx(36.0)
+    assert slope(lives, lambda s: s.handles, 20) == 0.0
+    assert slope([], lambda s: s.rss_mb, 20) == 0.0
 
 
 def test_a_course_is_shown_in_one_line() -> None:
