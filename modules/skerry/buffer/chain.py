@@ -14,8 +14,8 @@ read in its place, as a `Hole`, so that the far end can be told of it there.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ from skerry.buffer.blocks import Block, Checkpoint, Mark, Run, Stamp
 from skerry.buffer.cursor import Cursor, Position
 from skerry.buffer.disk import Disk, fault
 from skerry.buffer.gaps import CAPACITY, CORRUPT, QUARANTINED, GapFile, Hole
+from skerry.buffer.holes import Holes
 from skerry.buffer.pool import Pool
 from skerry.buffer.reader import Reader, checkpoint_in
 from skerry.buffer.records import OWN, Key, Record, Series, commit_of, framed, series_of
@@ -101,12 +102,11 @@ class Chain:
         self._home = home
         self._disk = home.disk
         self._cursor = Cursor(home.folder / f"{lane}.cursor", home.disk)
-        self._gap_file = GapFile(home.folder / f"{lane}.gaps", home.disk)
         self._marks: OrderedDict[Key, int] = OrderedDict()
         self._segments: list[Segment] = []  # oldest first; the last one is written to
         self._file = -1  # of the last segment
         self._suspect = False  # the last segment's file must not be written to any more
-        self._holes: list[Hole] = []  # beyond `upto`, ascending
+        self._holes = Holes(GapFile(home.folder / f"{lane}.gaps", home.disk))
         self._evicted: dict[str, int] = {}  # without `_holes`
         self._reader = Reader(home.disk, home.seal)
         self._recovered = False
@@ -121,10 +121,7 @@ class Chain:
     @property
     def evicted(self) -> dict[str, int]:
         """Records lost, ever, by reason."""
-        counts = dict(self._evicted)
-        for hole in self._holes:
-            counts[hole.reason] = counts.get(hole.reason, 0) + hole.count
-        return counts
+        return dict(Counter(self._evicted) + self._holes.counts)
 
     @property
     def space(self) -> int:
@@ -390,31 +387,18 @@ class Chain:
         self._disk.sync_folder(self._home.folder)
 
     def _give_up(self, part: Segment) -> None:
-        """Note as lost what of a segment was not delivered."""
+        """Note as lost what of a segment was not delivered; durable when this returns."""
         first, last = max(part.first, self.upto + 1), part.end - 1
-        told = [h for h in self._holes if h.told and h.first <= last]
-        absorbed = [h for h in self._holes if not h.told and first <= h.first <= last]
         runs, size = gaps.of_blocks(self._sound_blocks(part), first)
-        fresh = [
-            Hole(
-                first=a, last=b, reason=CAPACITY, epoch=self.id, seq=a, names=gaps.names_of(runs),
-                runs=runs[: gaps.MOST_RUNS] if a == first else [],
-                bytes=size, from_ns=part.from_ns, to_ns=part.to_ns,
-            )
-            for a, b in _without([(h.first, h.last) for h in told], first, last)
-        ]  # fmt: skip
-        rest = [h for h in self._holes if h not in absorbed]
-        before = rest[-1] if rest and rest[-1].last + 1 == first else None
-        holes = sorted([*rest, *fresh], key=lambda h: h.first)
-        if before is not None and not before.told and before.reason == CAPACITY and len(fresh) == 1:
-            grown = Hole(**{f: getattr(before, f) for f in Hole.__struct_fields__})
-            grown.extend(fresh[0])
-            holes = sorted([*(h for h in rest if h is not before), grown], key=lambda h: h.first)
-        self._keep(holes)
-        lost = sum(h.count for h in fresh) - sum(h.count for h in absorbed)
-        self._holes = holes
-        self.waiting -= lost
-        log.warning("store.evicted", lane=self.lane, records=lost, segment=part.path.name)
+        lost = Hole(
+            first=first, last=last, reason=CAPACITY, epoch=self.id, seq=first, names=gaps.names_of(runs),
+            runs=runs[: gaps.MOST_RUNS], bytes=size, from_ns=part.from_ns, to_ns=part.to_ns,
+        )  # fmt: skip
+        holes, more = self._holes.given_up(lost)
+        self._save(durable=True)  # the gap file forgets what the cursor has passed
+        self._holes.keep(holes)
+        self.waiting -= more
+        log.warning("store.evicted", lane=self.lane, records=more, segment=part.path.name)
 
     # Read
 
@@ -442,11 +426,13 @@ class Chain:
         payloads: list[bytes] = []
         size, start, times = 0, at, False
         while at <= self.last:
-            hole = next((h for h in self._holes if h.last >= at), None)
+            hole = self._holes.next(at)
             if hole is not None and hole.first <= at:
                 if payloads:
                     break
-                self._tell(hole)
+                if not hole.told:
+                    self._save(durable=True)  # the gap file forgets what the cursor has passed
+                    self._holes.tell(hole)
                 return hole
             part = self._segments[self._position(at)]
             found = self._reader.find(part, at)
@@ -463,21 +449,6 @@ class Chain:
                 at += 1
         return Batch(start, payloads, times) if payloads else None
 
-    def _tell(self, hole: Hole) -> None:
-        """A hole is handed out: it is what it is from now on, after a restart too."""
-        if hole.told:
-            return
-        hole.told = True
-        self._keep(self._holes)
-
-    def _keep(self, holes: Sequence[Hole]) -> None:
-        """Make the holes durable that nothing on disk would show, or not as they were told.
-
-        The file no longer has those that were passed, so the cursor must be durable before it.
-        """
-        self._save(durable=True)
-        self._gap_file.save([h for h in holes if h.told or h.reason == CAPACITY])
-
     def _position(self, offset: int) -> int:
         return max(bisect_right(self._segments, offset, key=lambda s: s.first) - 1, 0)
 
@@ -492,8 +463,7 @@ class Chain:
 
     def _name(self, part: Segment, found: Contents) -> None:
         """Say of the holes in a segment which events may have been in them."""
-        nameless = [h for h in self._holes if h.reason == CORRUPT and not h.names and not h.told]
-        inside = [h for h in nameless if part.first <= h.first and h.last < part.end]
+        inside = self._holes.nameless(part.first, part.end)
         if not inside:
             return
         sound, before = self._sound_blocks(part), {}
@@ -517,18 +487,18 @@ class Chain:
 
     def skip(self, offset: int, reason: str, detail: str = "") -> None:
         """Give up one waiting record that cannot be used, and count it under `reason`."""
-        if self.upto < offset <= self.last and not any(h.first <= offset <= h.last for h in self._holes):
+        if self.upto < offset <= self.last and offset not in self._holes:
             self._lose(offset, offset, reason, detail)
 
     def _lose_rest(self, first: int, last: int) -> None:
         """What of these records is not known to be gone yet, has rotted."""
-        for a, b in _without([(h.first, h.last) for h in self._holes], first, last):
+        for a, b in self._holes.rest(first, last):
             self._lose(a, b, CORRUPT)
 
     def _lose(self, first: int, last: int, reason: str, detail: str = "") -> None:
         """Waiting records that are gone."""
         hole = Hole(first=first, last=last, reason=reason, epoch=self.id, seq=first, detail=detail)
-        self._holes = sorted([*self._holes, hole], key=lambda h: h.first)
+        self._holes.add(hole)
         self.waiting -= hole.count
 
     # Receipts
@@ -551,17 +521,16 @@ class Chain:
             raise ValueError(f"receipt: expected at most {self.last}, got {upto}")
         if upto <= self.upto:
             return 0
-        lost = [(h.first, h.last) for h in self._holes]
-        inside = segment.length(segment.clip(lost, self.upto + 1, upto))
-        refusals = sum(self.upto < n <= upto and not any(a <= n <= b for a, b in lost) for n in set(refused))
-        told = [(h.first, h.last) for h in self._holes if h.told]
-        count = upto - self.upto - refusals
-        count -= segment.length(segment.clip(told, self.upto + 1, upto))
-        self._pass_holes(upto)
+        behind = self.upto + 1
+        inside = segment.length(segment.clip(self._holes.spans(), behind, upto))
+        told = segment.length(segment.clip(self._holes.spans(told=True), behind, upto))
+        refusals = sum(behind <= n <= upto and n not in self._holes for n in set(refused))
+        count = upto - self.upto - told - refusals
         self.delivered += count
         self.waiting -= upto - self.upto - inside
-        if refusals:
-            self._evicted[QUARANTINED] = self._evicted.get(QUARANTINED, 0) + refusals
+        gone = self._holes.passed(upto)
+        gone[QUARANTINED] += refusals
+        self._evicted = dict(Counter(self._evicted) + gone)
         self.upto = upto
         try:
             self._save()
@@ -569,21 +538,6 @@ class Chain:
         except OSError as error:
             raise fault(self._home.folder, error) from error
         return count
-
-    def _pass_holes(self, upto: int) -> None:
-        """Leave behind the holes up to here.
-
-        What was under way when it was given up, and arrived before anybody was told, was delivered.
-        """
-        kept = []
-        for hole in self._holes:
-            if hole.last > upto:
-                if hole.first <= upto and not hole.told:
-                    hole.trim(upto + 1)
-                kept.append(hole)
-            elif hole.told:
-                self._evicted[hole.reason] = self._evicted.get(hole.reason, 0) + hole.count
-        self._holes = kept
 
     def _save(self, durable: bool = False, clean: bool = False) -> None:
         position = Position(
@@ -655,15 +609,8 @@ class Chain:
         self.last = max(end - 1, committed)
         self.waiting = self.last - self.upto
         start = self._segments[0].first if self._segments else self.last + 1
-        for hole in self._gap_file.load():
-            if not hole.told:  # what is still there was not given up after all
-                hole.last = min(hole.last, start - 1)
-            if hole.last < max(hole.first, self.upto + 1):
-                continue
-            if not hole.told and hole.first <= self.upto:
-                hole.trim(self.upto + 1)
-            self._holes.append(hole)
-            self.waiting -= hole.last - max(hole.first, self.upto + 1) + 1
+        self._holes.load(self.upto, start)
+        self.waiting -= segment.length(segment.clip(self._holes.spans(), self.upto + 1, self.last))
         before = len(self._holes)
         for first, last in segment.clip(holes, self.upto + 1, self.last):
             self._lose_rest(first, last)
@@ -673,7 +620,7 @@ class Chain:
             for part in list(self._segments):
                 if any(part.first <= a < part.end for a, _ in lost):
                     self._name(part, self._look(part, lambda _: None))
-        if self._cursor.damaged or self._gap_file.damaged or not self._cursor.found:
+        if self._cursor.damaged or self._holes.damaged or not self._cursor.found:
             self._mend()
         self._take_up(clean=clean)
         self._save(durable=True)
@@ -723,13 +670,3 @@ class Chain:
             visit=visit,
             size=part.size,
         )
-
-
-def _without(spans: Sequence[Span], first: int, last: int) -> Iterator[Span]:
-    """What of `first` to `last` is in none of the spans, which ascend and do not overlap."""
-    for a, b in segment.clip(spans, first, last):
-        if first < a:
-            yield first, a - 1
-        first = b + 1
-    if first <= last:
-        yield first, last

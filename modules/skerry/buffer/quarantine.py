@@ -7,7 +7,6 @@ it says so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -180,9 +179,9 @@ def ask(folder: Path, ids: tuple[str, ...], name: str) -> None:
     Raises:
         OSError: it could not be left.
     """
-    draft = folder / f"retry-{name}.tmp"
-    draft.write_bytes(msgspec.json.encode(Request(ids)))
-    os.replace(draft, folder / f"retry-{name}.json")  # noqa: PTH105 - atomic, and says so
+    disk = Disk()
+    path = folder / f"retry-{name}.json"
+    disk.close(disk.write_file(path, msgspec.json.encode(Request(ids))))
 
 
 def requests(folder: Path) -> Iterator[tuple[Path, Request]]:
