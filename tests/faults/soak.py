@@ -307,6 +307,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--folder", default="", help="keep everything there")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # leave no mount, no namespace and no process behind
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     print(f"soak: {options.minutes:g} min, {options.rate:g} events/s, seed {options.seed}", flush=True)
     with place(options.folder) as folder, ExitStack() as stack:
         soak = Soak(folder, stack, options.seed, options.rate)
