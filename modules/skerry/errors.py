@@ -45,7 +45,16 @@ class Unavailable(SkerryError):  # noqa: N818 - a state of the world, not a mist
 
 
 class LinkDown(Unavailable):
-    """The far end did not confirm the batch in time; sending it again is right."""
+    """The far end did not confirm the batch in time; sending it again is right.
+
+    Args:
+        message: what happened.
+        retry_after_s: how long the far end asks to be left alone, in seconds; 0 when it does not.
+    """
+
+    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Rejected(SkerryError):  # noqa: N818 - what the far end says

@@ -182,8 +182,11 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
 
 
 _INPUTS = frozenset(
-    {"path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files"}
-)
+    {
+        "path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files",
+        "token_file", "header_files",
+    }
+)  # fmt: skip
 """Settings that name a file or folder which is read."""
 
 
@@ -213,6 +216,8 @@ def _resolved(settings: S, base: Path) -> S:
             changes[name] = str(base / value)
         elif name in _INPUTS and isinstance(value, tuple):
             changes[name] = tuple(str(base / path) for path in value)
+        elif name in _INPUTS and isinstance(value, dict):
+            changes[name] = {key: str(base / path) for key, path in value.items()}
         elif isinstance(value, Settings):
             changes[name] = _resolved(value, base)
     return msgspec.structs.replace(settings, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from skerry.uplink.backoff import Backoff
@@ -17,11 +18,14 @@ class Circuit:
 
     Args:
         backoff: how long it stays open.
+        longest_asked_s: the longest wait that the far end may ask for.
     """
 
-    def __init__(self, backoff: Backoff) -> None:
+    def __init__(self, backoff: Backoff, longest_asked_s: float = math.inf) -> None:
         self._backoff = backoff
+        self._longest_asked_s = longest_asked_s
         self._until = 0.0
+        self._asked_until = 0.0
         self.failures = 0
 
     def state(self, now: float) -> State:
@@ -34,16 +38,23 @@ class Circuit:
         """Seconds until the far end may be tried; 0 when it may be now."""
         return max(self._until - now, 0.0) if self.failures else 0.0
 
-    def failed(self, now: float) -> float:
-        """Note a failure; the seconds that it stays open."""
+    def failed(self, now: float, asked_s: float = 0.0) -> float:
+        """Note a failure; the seconds that it stays open.
+
+        Args:
+            now: monotonic time, in seconds.
+            asked_s: how long the far end asks to be left alone. The backoff comes on top: a far end tells
+                all its sites the same, and they would come back in step.
+        """
         self.failures += 1
-        wait = self._backoff.failed()
-        self._until = now + wait
+        asked_s = min(asked_s, self._longest_asked_s)
+        wait = asked_s + self._backoff.failed()
+        self._until, self._asked_until = now + wait, now + asked_s
         return wait
 
     def hurry(self, until: float) -> None:
-        """Try again no later than this: there is not much time left."""
-        self._until = min(self._until, until)
+        """Try again no later than this, but no sooner than was asked for: there is not much time left."""
+        self._until = min(self._until, max(until, self._asked_until))
 
     def succeeded(self) -> bool:
         """Note that the far end has confirmed something; whether that is news."""

@@ -99,9 +99,10 @@ class Uplink:
         self._why = ""  # the link was lost
         self._lanes = Lanes(settings.inbox_bytes)
         self._under_way: deque[_Started] = deque()
-        self._circuit = Circuit(Backoff(settings.backoff.first_s, settings.backoff.last_s, random.random))
+        backoff = settings.backoff
+        self._circuit = Circuit(Backoff(backoff.first_s, backoff.last_s, random.random), backoff.asked_s)
         self._shares = Shares(sending.live_share)
-        self._meter = Meter(sending.limits.all, now)
+        self._meter = Meter(settings.bounds, now)
         self._hours = Hours(sending.schedules, zone(sending.timezone))
         self._hours_at = 0.0
         self._held: frozenset[Lane] = frozenset()
@@ -318,7 +319,7 @@ class Uplink:
         while self._under_way:
             self._lanes.put_back(self._under_way.pop().part)
         self.close()
-        wait_s = self._circuit.failed(time.monotonic())
+        wait_s = self._circuit.failed(time.monotonic(), error.retry_after_s)
         self._why = str(error)
         self._host.fault("link", f"{error} (open, next try in {wait_s:.1f} s)")
         self._host.telemetry.count("skerry_link_failures_total")

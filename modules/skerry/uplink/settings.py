@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -12,9 +14,20 @@ from skerry.batches import Compression
 from skerry.messages import Lane, Name
 from skerry.settings import ModuleSettings, Port, Positive, Settings, TlsSettings
 from skerry.uplink.hours import span, zone
-from skerry.uplink.limits import Limits
+from skerry.uplink.limits import Bounds, Limits
 
 _FIELDS = {"site", "lane", "type"}
+
+
+def _template(topic: str) -> set[str]:
+    """The names of what is put into a topic."""
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(topic) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"topic: expected a template, got {topic!r} ({error})") from error
+    if any(c in topic for c in "+#\0"):
+        raise ValueError(f"topic: expected no wildcard, got {topic!r}")
+    return names
 
 
 class FileLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="file"):
@@ -50,21 +63,100 @@ class MqttLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"
     """What would be larger is refused here: a broker would drop the connection over it, for ever."""
 
     def __post_init__(self) -> None:
-        try:
-            names = {name for _, name, _, _ in string.Formatter().parse(self.topic) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"topic: expected a template, got {self.topic!r} ({error})") from error
+        names = _template(self.topic)
         if not names <= _FIELDS:
             raise ValueError(f"topic: expected only {{site}}, {{lane}} and {{type}}, got {self.topic!r}")
-        if any(c in self.topic for c in "+#\0"):
-            raise ValueError(f"topic: expected no wildcard, got {self.topic!r}")
         if self.format == "batch" and "type" in names:
             raise ValueError("topic: expected no {type}, a batch holds events of several types")
         if self.format == "event" and self.compression != "none":
             raise ValueError(f"compression: expected none with one event a message, got {self.compression}")
 
 
-Link = FileLink | MqttLink
+class HttpLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="http"):
+    """The far end is an HTTP/1.1 server that takes CloudEvents: a POST an event, or a batch of them."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=2048)]
+    """Where to POST: `https://host[:port]/path`; `http` too. No login in it; a query is never shown."""
+    format: Literal["event", "batch"] = "event"
+    """One event a request (structured mode), or a CloudEvents JSON batch, all of one lane."""
+    compression: Compression = "none"
+    """The content encoding; the far end must know it. zstd (smallest, needs the extra `uplink`) or gzip."""
+    token_file: str = ""
+    """File that holds the bearer token; read again when it changes."""
+    tls: TlsSettings | None = None
+    """Authorities and a client certificate (mutual TLS), read again when they change. None: the system's."""
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """More headers, each as it is. No secrets here."""
+    header_files: dict[str, str] = msgspec.field(default_factory=dict)
+    """More headers, each with the file that holds its value; read again when it changes."""
+    proxy: str = ""
+    """`http://host:port` of a proxy; empty: none, whatever the environment says."""
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+    """Of a whole request, from connecting (20 s at most) to the end of the answer."""
+    max_payload_bytes: Annotated[int, Meta(ge=1024)] = 1024 * 1024
+    """What would be larger is refused here: many a server drops the connection over it and says nothing."""
+
+    def __post_init__(self) -> None:
+        secure = _checked_url(self.url, "url", ("https", "http")) == "https"
+        if self.proxy:
+            _checked_url(self.proxy, "proxy", ("http",))
+        if self.tls is not None and not secure:
+            raise ValueError("tls: expected an https url with it, got an http one")
+        if self.tls is not None and self.tls.key and not self.tls.certificate:
+            raise ValueError("tls.certificate: expected a file with the key's certificate, got nothing")
+        seen = {"authorization"} if self.token_file else set()
+        for where, values in (("headers", self.headers), ("header_files", self.header_files)):
+            for name, value in values.items():
+                _check_header(f"{where}.{name}", name, seen)
+                if where == "headers" and _SECRET.search(name):
+                    raise ValueError(f"headers.{name}: expected no secret (put it into header_files)")
+                if where == "headers" and not _VALUE.fullmatch(value):
+                    raise ValueError(f"headers.{name}: expected one line of visible ASCII")
+                if where == "header_files" and not value:
+                    raise ValueError(f"header_files.{name}: expected a file, got nothing")
+
+
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A token of RFC 9110, section 5.6.2."""
+_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+_OURS = frozenset({
+    "host", "content-type", "content-length", "content-encoding", "transfer-encoding", "connection",
+    "idempotency-key", "accept-encoding", "expect", "te", "trailer", "upgrade", "proxy-authorization",
+})  # fmt: skip
+_SECRET = re.compile(r"authorization|cookie|api[-_]?key|token|secret|password", re.IGNORECASE)
+
+
+def _checked_url(text: str, where: str, schemes: tuple[str, ...]) -> str:
+    """The scheme of an address. Its text is not repeated in errors: people put logins there."""
+    wanted = f"{where}: expected {schemes[0]}://host[:port]"
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(f"{wanted}, got something that is no ASCII or has spaces (percent-encode it)")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{wanted} ({error})") from error
+    if parts.scheme not in schemes or not parts.hostname or port == 0:
+        raise ValueError(f"{wanted}, got no {' or '.join(schemes)} address")
+    if "@" in parts.netloc:
+        raise ValueError(f"{wanted} without a login (secrets are files: token_file, header_files)")
+    if parts.fragment or (where == "proxy" and (parts.path.strip("/") or parts.query)):
+        raise ValueError(f"{wanted} and nothing behind it that is not sent")
+    return parts.scheme
+
+
+def _check_header(where: str, name: str, seen: set[str]) -> None:
+    lower = name.lower()
+    if not _HEADER.fullmatch(name):
+        raise ValueError(f"{where}: expected the name of a header")
+    if lower in _OURS:
+        raise ValueError(f"{where}: expected a header that the link does not set itself")
+    if lower in seen:
+        raise ValueError(f"{where}: expected each header once")
+    seen.add(lower)
+
+
+Link = FileLink | MqttLink | HttpLink
 
 
 class BackoffSettings(Settings, frozen=True, kw_only=True):
@@ -74,6 +166,8 @@ class BackoffSettings(Settings, frozen=True, kw_only=True):
     """The longest wait after the first failure; it doubles with each one."""
     last_s: Positive = 30.0
     """The longest wait ever."""
+    asked_s: Annotated[float, Meta(ge=0)] = 300.0
+    """The longest wait that the far end may ask for (`Retry-After`), on top of ours."""
 
 
 class Sending(Settings, frozen=True, kw_only=True):
@@ -122,3 +216,8 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     backoff: BackoffSettings = BackoffSettings()
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     """Of each lane, what may be in memory, waiting or on its way; the buffer repeats what finds no room."""
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the link must keep to."""
+        return self.sending.limits.on("aws-iot-core" if isinstance(self.link, AwsLink) else "none")

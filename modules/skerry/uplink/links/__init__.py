@@ -107,6 +107,14 @@ def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
         from skerry.uplink.links.file import FileLink  # noqa: PLC0415 - only the one that is used
 
         return FileLink(Path(settings.link.path))
+    if isinstance(settings.link, given.HttpLink):
+        from skerry.uplink.links.http import HttpLink  # noqa: PLC0415 - only the one that is used
+
+        return HttpLink(settings.link, stop, settings.sending.limits.all)
+    if isinstance(settings.link, given.AwsLink):
+        from skerry.uplink.links.aws import AwsLink  # noqa: PLC0415 - only the one that is used
+
+        return AwsLink(settings.link, settings.site, settings.name, stop, settings.bounds)
     from skerry.uplink.links.mqtt import MqttLink  # noqa: PLC0415 - only the one that is used
 
     return MqttLink(settings.link, settings.site, settings.name, stop, settings.sending.limits.all)
