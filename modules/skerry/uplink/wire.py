@@ -69,6 +69,7 @@ class Wire:
         self._context = context
         self._lock = threading.Lock()
         self._abandoned = False
+        self._used = False
         self._socket: socket.socket | None = None
         self._http: http.client.HTTPConnection | None = None
 
@@ -99,6 +100,8 @@ class Wire:
         """Whether the far end has hung up, or says something that nobody asked."""
         if self._http is None or self._http.sock is None or self._socket is None:
             return True
+        if not self._used:
+            return False  # TLS 1.3: session tickets come behind the handshake, and are read with the answer
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
@@ -124,6 +127,7 @@ class Wire:
             broken = error  # it may have said why before it hung up
         try:
             with http_.getresponse() as response:
+                self._used = True
                 return self._read(response)
         except OSError:
             if broken is not None:

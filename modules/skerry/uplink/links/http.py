@@ -132,7 +132,7 @@ class HttpLink(Link):
                 raise LinkDown(f"{self._where}: stopping")
             if now > job.deadline:
                 self.close()
-                raise LinkDown(f"{self._where}: did not answer within {self._settings.timeout_s:g} s")
+                raise LinkDown(_late(self._where, self._settings))
             if now >= until:
                 return False
         self._job = None
@@ -274,6 +274,8 @@ class Session:
                     raise
                 # It hung up just as we began: no failure, and what is sent twice has the same key.
                 answer = self.connect(deadline).post(headers, request.body, deadline)
+        except TimeoutError as error:
+            raise LinkDown(_late(self._where, self._settings)) from error
         except (OSError, ValueError, http.client.HTTPException, WireError) as error:
             raise self._down("no answer: ", error) from error
         if answer.status in (401, 403):
@@ -340,6 +342,10 @@ class Job(threading.Thread):
             if self._session.abandoned:
                 self._session.close()
             self.done.set()
+
+
+def _late(where: str, settings: given.HttpLink) -> str:
+    return f"{where}: did not answer within {settings.timeout_s:g} s"
 
 
 def _loopback(host: str) -> bool:
