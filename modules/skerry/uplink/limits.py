@@ -45,7 +45,8 @@ PRESETS: dict[Preset, Bounds] = {
 class Limits(Settings, frozen=True, kw_only=True):
     """Limits of a link: a cloud's documented ones, your own, or a mix: what is given here wins."""
 
-    preset: Preset = "none"
+    preset: Preset | None = None
+    """Left out: that of the link, which is aws-iot-core for `aws`, and none for the others."""
     messages_per_s: Positive | None = None
     bytes_per_s: Positive | None = None
     """Of payloads as they are sent, compressed where they are."""
@@ -57,9 +58,13 @@ class Limits(Settings, frozen=True, kw_only=True):
     @property
     def all(self) -> Bounds:
         """The preset with what was given in its place."""
+        return self.on("none")
+
+    def on(self, preset: Preset) -> Bounds:
+        """The same, where no preset is given with this one."""
         given = {name: getattr(self, name) for name in Bounds.__struct_fields__}
         return msgspec.structs.replace(
-            PRESETS[self.preset], **{n: float(v) for n, v in given.items() if v is not None}
+            PRESETS[self.preset or preset], **{n: float(v) for n, v in given.items() if v is not None}
         )
 
 

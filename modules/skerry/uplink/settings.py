@@ -156,7 +156,33 @@ def _check_header(where: str, name: str, seen: set[str]) -> None:
     seen.add(lower)
 
 
-Link = FileLink | MqttLink | HttpLink
+class AwsLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="aws"):
+    """The far end is AWS IoT Core: MQTT 5 over mutual TLS, CloudEvents JSON batches, QoS 1."""
+
+    endpoint: Annotated[str, Meta(min_length=1, max_length=253)]
+    """The host: `aws iot describe-endpoint --endpoint-type iot:Data-ATS` says it."""
+    port: Port = 8883
+    """443 works as well, where a firewall wants it."""
+    tls: TlsSettings
+    """The device's certificate and key; with `ca` empty the system's authorities, which know Amazon's."""
+    client_id: Annotated[str, Meta(max_length=128)] = ""
+    """Empty: `skerry-SITE-LINK`. The policy must allow it; many want the name of the thing."""
+    topic: Annotated[str, Meta(min_length=1, max_length=256)] = "skerry/{site}/far/{lane}"
+    """`{site}` and `{lane}` are put in; the policy must allow the result."""
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
+    """To connect (20 s at most), and for the confirmation of a batch."""
+    keepalive_s: Annotated[int, Meta(ge=5, le=1200)] = 60
+    """MQTT keep-alive; IoT Core takes less than 30 for 30."""
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key"):
+            if not getattr(self.tls, name):
+                raise ValueError(f"tls.{name}: expected a file, got nothing (IoT Core wants mutual TLS)")
+        if not _template(self.topic) <= {"site", "lane"}:
+            raise ValueError(f"topic: expected only {{site}} and {{lane}}, got {self.topic!r}")
+
+
+Link = FileLink | MqttLink | HttpLink | AwsLink
 
 
 class BackoffSettings(Settings, frozen=True, kw_only=True):

@@ -1,0 +1,175 @@
+"""AWS's own MQTT 5 client (awsiotsdk, awscrt), held so that it sends nothing that it was not just told to.
+
+It is a client that reconnects for ever and keeps, in memory and without a bound, what is not confirmed.
+Here one client is one connection: the wait before it would reconnect is a day, its session is clean and
+ends with the connection, and what it holds when the connection ends it fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from skerry.batches import CONTENT_TYPE
+from skerry.errors import ConfigError
+from skerry.uplink.settings import AwsLink
+
+_NEVER_MS = 24 * 3600 * 1000
+"""Until the client would reconnect by itself: it is stopped long before."""
+_SECOND_MS = 1000
+_TOO_LARGE = 149
+"""Packet too large. MQTT 5.0, section 3.14.2.1."""
+
+
+class Heard:
+    """What the client has told of its connection. Written on its thread, read on ours; knows no client.
+
+    Attributes:
+        changed: notified on every change.
+        up: the CONNACK was there, and said yes.
+        refused: the far end answered the CONNECT, with a no.
+        lost: why the connection is no more, or never was; "" as long as it may be.
+        too_large: the far end hung up over the size of a message.
+        stopped: the client is at rest.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.up = False
+        self.refused = False
+        self.lost = ""
+        self.too_large = False
+        self.stopped = False
+
+    def lose(self, why: str) -> None:
+        """The connection is no more; the first reason counts."""
+        with self.changed:
+            self.lost = self.lost or why
+            self.changed.notify_all()
+
+    def woken(self, _future: object) -> None:
+        """A message is confirmed, refused or failed."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def on_success(self, _data: object) -> None:
+        with self.changed:
+            self.up = True
+            self.changed.notify_all()
+
+    def on_failure(self, data: Any) -> None:
+        connack = data.connack_packet
+        with self.changed:
+            self.refused = connack is not None
+            self.lose(f"refused: {_reason(connack)}" if connack else f"cannot connect: {data.exception}")
+
+    def on_disconnection(self, data: Any) -> None:
+        packet = data.disconnect_packet
+        with self.changed:
+            self.too_large = packet is not None and packet.reason_code == _TOO_LARGE
+            self.lose(
+                f"connection lost: {data.exception}" if packet is None else f"hung up: {_reason(packet)}"
+            )
+
+    def on_stopped(self, _data: object) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+class Sdk:
+    """The package, with one thread for all clients of a link.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._io: Any = importlib.import_module("awscrt.io")
+            self._mqtt: Any = importlib.import_module("awscrt.mqtt5")
+            self._builder: Any = importlib.import_module("awsiot.mqtt5_client_builder")
+        except ImportError as error:
+            raise ConfigError(
+                f"link.kind: aws: expected the package awsiotsdk, got: {error} (pip install 'skerry[aws]')"
+            ) from error
+        loops = self._io.EventLoopGroup(1)
+        self._bootstrap = self._io.ClientBootstrap(loops, self._io.DefaultHostResolver(loops))
+
+    def client(self, link: AwsLink, client_id: str, heard: Heard, patience_s: float, *, paced: bool) -> Any:
+        """A client of one connection, not started.
+
+        Args:
+            link: where it is, and the files, which are read now.
+            client_id: our name.
+            heard: what it tells.
+            patience_s: for TCP, and for the CONNACK.
+            paced: whether the client keeps to IoT Core's rates as well: alarms may be ahead of our own.
+
+        Raises:
+            Exception: of many types; something in the files is wrong.
+        """
+        mqtt = self._mqtt
+        sockets = self._io.SocketOptions()
+        sockets.connect_timeout_ms = int(patience_s * _SECOND_MS)
+        return self._builder.mtls_from_path(
+            link.tls.certificate,
+            link.tls.key,
+            ca_filepath=link.tls.ca or None,
+            endpoint=link.endpoint,
+            port=link.port,
+            client_bootstrap=self._bootstrap,
+            socket_options=sockets,
+            client_id=client_id,
+            keep_alive_interval_sec=link.keepalive_s,
+            ping_timeout_ms=link.keepalive_s * _SECOND_MS // 2,
+            connack_timeout_ms=int(patience_s * _SECOND_MS),
+            # Ours is shorter, and decides.
+            ack_timeout_sec=int(link.timeout_s) + 60,
+            session_behavior=mqtt.ClientSessionBehaviorType.CLEAN,
+            session_expiry_interval_sec=0,
+            offline_queue_behavior=mqtt.ClientOperationQueueBehaviorType.FAIL_ALL_ON_DISCONNECT,
+            retry_jitter_mode=mqtt.ExponentialBackoffJitterMode.NONE,
+            min_reconnect_delay_ms=_NEVER_MS,
+            max_reconnect_delay_ms=_NEVER_MS,
+            on_lifecycle_connection_success=heard.on_success,
+            on_lifecycle_connection_failure=heard.on_failure,
+            on_lifecycle_disconnection=heard.on_disconnection,
+            on_lifecycle_stopped=heard.on_stopped,
+            extended_validation_and_flow_control_options=getattr(
+                mqtt.ExtendedValidationAndFlowControlOptions, "AWS_IOT_CORE_DEFAULTS" if paced else "NONE"
+            ),
+            # Else it tells its version and platform in a user name.
+            enable_metrics_collection=False,
+        )
+
+    def publish(
+        self, client: Any, topic: str, payload: bytes, properties: Sequence[tuple[str, str]]
+    ) -> Future[Any]:
+        """Hand a message over, at QoS 1; its future ends with the PUBACK, or fails."""
+        mqtt = self._mqtt
+        future: Future[Any] = client.publish(
+            mqtt.PublishPacket(
+                topic=topic,
+                payload=payload,
+                qos=mqtt.QoS.AT_LEAST_ONCE,
+                content_type=CONTENT_TYPE,
+                payload_format_indicator=mqtt.PayloadFormatIndicator.AWS_MQTT5_PFI_UTF8,
+                user_properties=[mqtt.UserProperty(name, value) for name, value in properties],
+            )
+        )
+        return future
+
+    def hang_up(self, client: Any) -> None:
+        """Say goodbye and stop; `Heard.stopped` follows. It ends with its last reference in any case."""
+        client.stop(self._mqtt.DisconnectPacket())
+
+
+def _reason(packet: Any) -> str:
+    """What a CONNACK or a DISCONNECT says, in words."""
+    code = packet.reason_code
+    name = code.name.lower().replace("_", " ") if hasattr(code, "name") else f"reason {code}"
+    return f"{name}: {packet.reason_string}" if packet.reason_string else name
