@@ -16,6 +16,7 @@ import pytest
 import needs
 from bus_process import ModuleProcess, given
 from events import event
+from http_far_end import HttpFarEnd
 from payloads import Payloads
 from records import outbound
 from skerry.batches import decode
@@ -161,3 +162,13 @@ def test_killed_again_and_again_a_broker_has_each_record_in_order(
         assert set(payloads.topics) == {f"skerry/t/far/{lane}" for lane in LANES}
         payloads.stop()
     assert buffer.metrics[-1].rss_mb <= 40
+
+
+def test_killed_again_and_again_a_web_server_has_each_record_in_order(tmp_path: Path, bus_port: int) -> None:
+    with HttpFarEnd() as far:
+        link = {
+            "kind": "http", "url": f"http://127.0.0.1:{far.port}/in", "format": "batch", "compression": "zstd"
+        }  # fmt: skip
+        buffer = killed_under_load(tmp_path, bus_port, link, kills=4)
+        check(far.arrived, repeats=True)
+    assert buffer.metrics[-1].rss_mb <= 50

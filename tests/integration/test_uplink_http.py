@@ -75,7 +75,7 @@ def shut(link: HttpLink) -> LinkDown:
 
 class TestWhatIsSent:
     def test_one_event_a_request_is_structured_json(self, far: HttpFarEnd) -> None:
-        with linked(far, "/a/b?code=7", headers={"X-Site": "here"}) as link:
+        with linked(far, "/a/b?code=7", headers={"X-Site": "here", "user-agent": "me"}) as link:
             link.send(records(1, 3))
         assert len(far.got) == 3
         for got in far.got:
@@ -83,6 +83,7 @@ class TestWhatIsSent:
             assert got.headers["content-type"] == "application/cloudevents+json"
             assert got.headers["host"] == f"127.0.0.1:{far.port}"
             assert got.headers["x-site"] == "here"
+            assert got.headers["user-agent"] == "me"
             assert "content-encoding" not in got.headers
         assert seqs(far) == [1, 2, 3]
 

@@ -10,7 +10,7 @@ from skerry.deploy.plan import KINDS, Place, plan
 from skerry.deploy.site import SiteBuffer, load_site
 from skerry.errors import ConfigError
 from skerry.settings import BusSettings
-from skerry.uplink.settings import UplinkSettings
+from skerry.uplink.settings import HttpLink, UplinkSettings
 
 PACKAGE = ROOT / "models" / "parts"
 
@@ -212,6 +212,28 @@ uplink:
         sending = uplink.settings.sending
         assert (sending.limits.all.messages_per_s, sending.limits.all.message_bytes) == (20, 128 * 1024)
         assert (sending.schedules, sending.timezone) == ({"bulk": ("22:00-06:00",)}, "Europe/Oslo")
+
+    def test_the_files_of_an_http_link_are_found_beside_the_site_file(self, tmp_path: Path) -> None:
+        text = (
+            GOOD
+            + """
+link:
+  kind: http
+  url: https://far/in
+  token_file: secrets/token
+  header_files: {X-Api-Key: secrets/key}
+  tls: {ca: ca.pem, certificate: /etc/client.pem, key: secrets/client.key}
+"""
+        )
+        (uplink,) = plan(load_site(write(tmp_path, text)), self.PLACE).of("uplink")
+        assert isinstance(uplink.settings, UplinkSettings)
+        link = uplink.settings.link
+        assert isinstance(link, HttpLink)
+        assert link.token_file == str(tmp_path / "secrets/token")
+        assert link.header_files == {"X-Api-Key": str(tmp_path / "secrets/key")}
+        assert link.tls is not None
+        assert (link.tls.ca, link.tls.certificate) == (str(tmp_path / "ca.pem"), "/etc/client.pem")
+        assert link.tls.key == str(tmp_path / "secrets/client.key")
 
     def test_the_buffer_is_told_what_it_may_keep_and_how(self, tmp_path: Path) -> None:
         (tmp_path / "secrets").mkdir()

@@ -182,7 +182,9 @@ class Login:
     """
 
     def __init__(self, settings: given.HttpLink) -> None:
-        self._plain = {"User-Agent": f"skerry/{__version__}", **settings.headers}
+        self._plain = dict(settings.headers)
+        if "user-agent" not in {name.lower() for name in (*settings.headers, *settings.header_files)}:
+            self._plain["User-Agent"] = f"skerry/{__version__}"
         self._files = {
             name: secret(f"link.header_files.{name}", file) for name, file in settings.header_files.items()
         }
