@@ -177,6 +177,33 @@ class TestTheConnection:
             link.send(records(2, 2))
         assert seqs(far) == [1, 2]
 
+    def test_only_a_connection_that_was_kept_is_tried_again(self, far: HttpFarEnd) -> None:
+        with linked(far) as link:
+            link.send(records(1, 1))
+            far.hang_up()
+            far.said.append(Say(0))
+            down(link, 2, 2)
+        assert len(far.seen) == 2
+
+    def test_an_answer_that_nobody_asked_for_confirms_nothing(self) -> None:
+        """Some servers say 408 to a connection that is idle, and 200 would be worse."""
+        asked: list[int] = []
+        said = threading.Event()
+
+        def serve(sock: socket.socket, over: threading.Event) -> None:
+            sock.recv(65536)
+            asked.append(len(asked))
+            sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            over.wait(0.1)  # else it may be read with the answer before it
+            sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            said.set()
+
+        with raw_server(serve) as port, linked(port) as link:
+            link.send(records(1, 1))
+            assert said.wait(10)
+            link.send(records(2, 2))
+        assert asked == [0, 1]
+
     def test_a_reset_while_we_send_is_down_not_refused(self, far: HttpFarEnd) -> None:
         far.reset = 2
         with linked(far, max_payload_bytes=8_000_000) as link:
