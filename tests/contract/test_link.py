@@ -1,4 +1,4 @@
-"""What every link does: a file, an MQTT broker (paho-mqtt 1.6.1 and 2.x), HTTP, and one in memory."""
+"""What every link does: a file, an MQTT broker (paho-mqtt 1.6.1 and 2.x), AWS, HTTP, and one in memory."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import msgspec
 import paho.mqtt
 import pytest
 
+import certificates
 import needs
 from events import event, events
 from http_far_end import HttpFarEnd
@@ -24,14 +25,17 @@ from skerry.batches import decode
 from skerry.broker import BrokerProcess
 from skerry.errors import LinkDown
 from skerry.messages import Event
+from skerry.settings import TlsSettings
 from skerry.testing import eventually
 from skerry.uplink import settings as given
 from skerry.uplink.links import Link
+from skerry.uplink.links.aws import AwsLink
 from skerry.uplink.links.file import FileLink
 from skerry.uplink.links.http import HttpLink
 from skerry.uplink.links.memory import MemoryLink
 from skerry.uplink.links.mqtt import MqttLink
 from skerry.uplink.record import read
+from tls_broker import TlsBroker
 
 WANTED_PAHO = os.environ.get("SKERRY_TEST_PAHO")
 
@@ -157,6 +161,46 @@ class HttpWorld:
         self.far.start()
 
 
+class AwsWorld:
+    """Mosquitto in the place of IoT Core: MQTT 5 and mutual TLS."""
+
+    repeats = True
+
+    def __init__(self, folder: Path) -> None:
+        keys = folder / "keys"
+        keys.mkdir()
+        certificates.make(keys)
+        self._broker = TlsBroker(folder / "broker", keys)
+        self._broker.start()
+        self._payloads = Payloads(self._broker.plain, "skerry/here/far/#")
+        self._payloads.start()
+        self._tls = TlsSettings(
+            ca=str(keys / "ca.pem"), certificate=str(keys / "client.pem"), key=str(keys / "client.key")
+        )
+
+    def link(self) -> Link:
+        settings = given.AwsLink(endpoint="localhost", port=self._broker.port, tls=self._tls, timeout_s=5.0)
+        return AwsLink(settings, "here", "link", threading.Event())
+
+    def arrived(self) -> list[Event]:
+        return [msgspec.json.decode(raw, type=Event) for raw in self.raw()]
+
+    def raw(self) -> list[bytes]:
+        return [raw for payload in list(self._payloads.got) for raw in decode(payload)]
+
+    def cut(self) -> None:
+        self._broker.kill()
+        eventually(lambda: not self._payloads.connected)
+
+    def restore(self) -> None:
+        self._broker.start()
+        self._payloads.start()
+
+    def close(self) -> None:
+        self._payloads.stop()
+        self._broker.stop()
+
+
 HTTP = {
     "http": {},
     "http-batch": {"format": "batch"},
@@ -173,7 +217,13 @@ MQTT = {
 
 
 @pytest.fixture(
-    params=["memory", "file", *HTTP, *(pytest.param(name, marks=needs.mosquitto) for name in MQTT)]
+    params=[
+        "memory",
+        "file",
+        *HTTP,
+        *(pytest.param(name, marks=needs.mosquitto) for name in MQTT),
+        pytest.param("aws", marks=[needs.mosquitto, certificates.openssl]),
+    ]
 )
 def world(request, tmp_path, monkeypatch) -> Iterator[World]:
     if request.param == "memory":
@@ -184,6 +234,10 @@ def world(request, tmp_path, monkeypatch) -> Iterator[World]:
         web = HttpWorld(**HTTP[request.param])
         yield web
         web.far.stop()
+    elif request.param == "aws":
+        cloud = AwsWorld(tmp_path)
+        yield cloud
+        cloud.close()
     else:
         with BrokerProcess(tmp_path / "broker", kind="mosquitto") as broker:
             far = MqttWorld(broker, **MQTT[request.param])
