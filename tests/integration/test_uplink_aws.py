@@ -311,6 +311,17 @@ def test_a_far_end_that_does_not_confirm_is_given_up_in_time(peer, keys) -> None
         link.send(records(1, 2))
 
 
+def test_a_puback_that_comes_after_the_link_was_given_up_confirms_nothing(peer, link) -> None:
+    link.start(records(1, 2))
+    future = link._under_way[0].future
+    eventually(future.done)
+    link.close()
+    with pytest.raises(LinkDown, match="closed"):
+        link.finish(0.01)
+    link.open()
+    assert not link.finish(0.01)
+
+
 def test_a_frozen_broker_is_given_up_and_found_again(keys, tmp_path) -> None:
     with broker_at(tmp_path, keys) as broker:
         link = link_to(broker.port, files(keys), timeout_s=1.0)

@@ -105,7 +105,6 @@ class AwsLink(Link):
         self.close()
         patience_s = min(self._settings.timeout_s, _CONNECT_S)
         deadline = time.monotonic() + patience_s
-        self._under_way.clear()
         heard = self._heard = Heard()
         try:
             tls_context(self._settings.tls)  # says which file is wrong; the client only that one is
@@ -145,11 +144,12 @@ class AwsLink(Link):
 
     def finish(self, timeout_s: float = math.inf) -> bool:
         until = time.monotonic() + timeout_s
+        under_way = self._under_way
         try:
-            if not self._under_way:
+            if not under_way:
                 self._check(self._moved)
                 return False
-            oldest = self._under_way[0]
+            oldest = under_way[0]
             with self._heard.changed:
                 while not oldest.future.done():
                     now = time.monotonic()
@@ -162,14 +162,15 @@ class AwsLink(Link):
             self.close()
             raise
         except Rejected:
-            self._under_way.popleft()
+            under_way.popleft()
             raise
-        self._under_way.popleft()
+        under_way.popleft()
         self._moved = time.monotonic()
         return True
 
     def close(self) -> None:
         client, self._client = self._client, None
+        self._under_way = deque()  # a PUBACK that comes now confirms nothing
         if client is None:
             return
         heard = self._heard
