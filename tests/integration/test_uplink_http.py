@@ -213,6 +213,18 @@ class TestTheConnection:
             link.send([record(1, size=4_000_000)])
         assert seqs(far) == [1]
 
+    def test_a_refusal_that_comes_before_all_is_sent_is_one(self) -> None:
+        """As of a proxy that looks at the length alone, answers and hangs up."""
+
+        def serve(sock: socket.socket, _over: threading.Event) -> None:
+            sock.recv(100)
+            sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        with raw_server(serve) as port, linked(port, max_payload_bytes=20_000_000) as link:
+            large = [record(1, size=16_000_000)]
+            with pytest.raises(Rejected, match="refused with 413"):
+                link.send(large)
+
     def test_an_answer_that_is_cut_short_is_none(self, far: HttpFarEnd) -> None:
         far.said.append(Say(200, body=b"all is w", take=True, torn=True))
         with linked(far) as link:
@@ -221,13 +233,26 @@ class TestTheConnection:
             link.send(records(1, 1))
         assert seqs(far) == [1, 1]
 
-    def test_of_an_endless_answer_no_more_is_read_than_needed(self, far: HttpFarEnd) -> None:
-        far.said.append(Say(200, body=b"x" * 5_000_000, take=True))
-        with linked(far) as link:
+    def test_of_an_endless_answer_no_more_is_read_than_needed(self) -> None:
+        asked: list[bytes] = []
+
+        def serve(sock: socket.socket, over: threading.Event) -> None:
+            asked.append(sock.recv(65536))
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
+            while not over.is_set():
+                sock.sendall(b"x" * 65536)
+
+        with raw_server(serve) as port, linked(port) as link:
             link.send(records(1, 1))
             link.send(records(2, 2))
-        assert seqs(far) == [1, 2]
-        assert far.connections == 2
+        assert len(asked) == 2
+
+    def test_after_a_failure_it_is_opened_again_before_anything_is_sent(self, far: HttpFarEnd) -> None:
+        far.said.append(Say(503))
+        with linked(far) as link:
+            down(link)
+            assert "open it" in str(down(link))
+            assert len(far.seen) == 1
 
 
 class TestAnswers:
@@ -305,7 +330,17 @@ class TestWaiting:
             sock.sendall(b"220 mail.example ESMTP\r\n")
 
         with raw_server(serve) as port, linked(port) as link:
-            assert "no answer" in str(down(link))
+            assert "/in: no answer: 220 mail.example ESMTP (check" in str(down(link))
+
+    def test_a_connection_that_nobody_accepts_is_down(self) -> None:
+        with contextlib.ExitStack() as held:
+            server = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            for _ in range(4):  # the queue is full then, and the kernel says nothing
+                waiting = held.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(server.getsockname())
+            with made(server.getsockname()[1], timeout_s=0.3) as link:
+                assert "cannot connect: timed out" in str(shut(link))
 
     def test_a_handshake_that_nobody_answers_is_down(self, tmp_path: Path) -> None:
         authority = Authority(tmp_path)
@@ -360,9 +395,7 @@ class TestWaiting:
             thread = threading.Thread(target=attempt)
             thread.start()
             eventually(lambda: link._session is not None and link._session._wire is not None)
-            session = link._session
-            assert session is not None
-            session.abandon()
+            link.close()
             thread.join(10)
             assert failed
 
@@ -392,6 +425,18 @@ class TestCredentials:
             link.open()
             link.send(records(1, 1))
         assert seqs(far) == [1]
+
+    def test_credentials_that_are_refused_are_read_again_although_no_file_seems_to_have_changed(
+        self, far: HttpFarEnd, tmp_path: Path
+    ) -> None:
+        (tmp_path / "token").write_text("old")
+        far.token = "new"
+        with linked(far, token_file=str(tmp_path / "token")) as link, capture_logs() as logs:
+            down(link)
+            assert logs == []
+            link.open()
+            down(link)
+        assert [entry["event"] for entry in logs] == ["credentials.read"]
 
     def test_secrets_in_the_clear_are_warned_of_but_not_on_the_loopback(self, tmp_path: Path) -> None:
         (tmp_path / "token").write_text("one")

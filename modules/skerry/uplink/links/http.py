@@ -9,6 +9,7 @@ Source: CloudEvents 1.0.2, HTTP protocol binding, sections 3.2 and 3.3; RFC 9110
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import ipaddress
@@ -17,7 +18,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from skerry.batches import CONTENT_TYPE, compressor, encode
 from skerry.errors import LinkDown, Rejected
 from skerry.settings import TlsSettings
 from skerry.uplink import settings as given
-from skerry.uplink.answers import Answer, judge
+from skerry.uplink.answers import Answer, excerpt, judge
 from skerry.uplink.credentials import Watched, context, secret
 from skerry.uplink.limits import Bounds
 from skerry.uplink.links import Cost, Link
@@ -42,6 +43,8 @@ _EVENT_TYPE = "application/cloudevents+json"
 _CONNECT_S = 20.0
 _CLOSE_S = 1.0
 """How long `close` waits for the thread that it has cut off."""
+_RELEASE_S = 0.2
+"""How long a thread that was cut off may take to notice."""
 _HUNG_UP = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 """What a far end looks like that closed a connection which was kept."""
 
@@ -149,8 +152,8 @@ class HttpLink(Link):
             session.abandon()
         if job is not None:
             job.join(_CLOSE_S)
-        if session is not None and (job is None or not job.is_alive()):
-            session.close()  # else the job does, when it ends: name resolution cannot be cut off
+        if session is not None:
+            session.close()
 
     def _requests(self, batch: Sequence[Record]) -> list[Request]:
         """What a batch is as requests.
@@ -192,12 +195,17 @@ class Login:
         secure = settings.url.lower().startswith("https:")
         self._tls = context(settings.tls or TlsSettings()) if secure else None
         self.secret = bool(self._files or self._token)
+        self._told: list[str] = []
 
     def headers(self) -> dict[str, str]:
         """Of every request."""
-        found = {**self._plain, **{name: file.get() for name, file in self._files.items()}}
+        files = {name: file.get() for name, file in self._files.items()}
+        found = {**self._plain, **files}
+        self._told = list(files.values())
         if self._token is not None:
-            found["Authorization"] = f"Bearer {self._token.get()}"
+            token = self._token.get()
+            found["Authorization"] = f"Bearer {token}"
+            self._told.append(token)
         return found
 
     def tls(self) -> tuple[ssl.SSLContext | None, int]:
@@ -214,10 +222,10 @@ class Login:
             one.doubt()
 
     def hide(self, answer: Answer) -> Answer:
-        """The same without our secrets, which some servers repeat to say what they dislike."""
+        """The same without the secrets of the last request: some servers repeat what they dislike."""
         body = answer.body
-        for one in (*self._files.values(), *([self._token] if self._token else [])):
-            body = body.replace(one.get().encode(), b"***")
+        for told in self._told:
+            body = body.replace(told.encode(), b"***")
         return answer._replace(body=body)
 
 
@@ -230,6 +238,7 @@ class Session:
         self._far = target(settings.url)
         self._proxy: Target | None = target(settings.proxy) if settings.proxy else None
         self._where = self._far.shown
+        self._use = threading.RLock()  # held by the thread that is at work with the connection
         self._lock = threading.Lock()
         self._abandoned = False
         self._wire: Wire | None = None
@@ -241,6 +250,10 @@ class Session:
         Raises:
             LinkDown: the far end cannot be reached, or is not who it should be.
         """
+        with self._used():
+            return self._connect(deadline)
+
+    def _connect(self, deadline: float) -> Wire:
         tls, self._version = self._login.tls()
         wire = Wire(self._far, self._proxy, tls)
         with self._lock:
@@ -264,9 +277,13 @@ class Session:
             LinkDown: it did not say so.
             Rejected: it never will.
         """
+        with self._used():
+            self._post(request, deadline)
+
+    def _post(self, request: Request, deadline: float) -> None:
         wire, kept = self._wire, True
         if wire is None or wire.stale or self._login.tls()[1] != self._version:
-            wire, kept = self.connect(deadline), False
+            wire, kept = self._connect(deadline), False
         headers = {**self._login.headers(), **request.headers}
         try:
             try:
@@ -275,7 +292,7 @@ class Session:
                 if not kept:
                     raise
                 # It hung up just as we began: no failure, and what is sent twice has the same key.
-                answer = self.connect(deadline).post(headers, request.body, deadline)
+                answer = self._connect(deadline).post(headers, request.body, deadline)
         except TimeoutError as error:
             raise LinkDown(_late(self._where, self._settings)) from error
         except (OSError, ValueError, http.client.HTTPException, WireError) as error:
@@ -293,14 +310,22 @@ class Session:
             wire.abandon()
 
     def close(self) -> None:
-        """Let go of it, on the thread that used it."""
-        if self._wire is not None:
-            self._wire.close()
+        """Let go of it; a thread that is still at work does so itself: name resolution cannot be cut off."""
+        if self._use.acquire(timeout=_RELEASE_S):
+            try:
+                if self._wire is not None:
+                    self._wire.close()
+            finally:
+                self._use.release()
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._abandoned
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._use:
+            try:
+                yield
+            finally:
+                if self._abandoned and self._wire is not None:
+                    self._wire.close()
 
     def _down(self, what: str, error: Exception) -> LinkDown:
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -311,7 +336,11 @@ class Session:
             said = error.reason.lower().replace("_", " ")
             hint = "renew link.tls.certificate; it is read again"
             return LinkDown(f"{self._where}: the credentials are refused: {said} ({hint})")
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, WireError):
+            return LinkDown(f"{self._where}: {error}")
+        why = (
+            error.strerror if isinstance(error, OSError) and error.strerror else excerpt(str(error).encode())
+        )
         return LinkDown(f"{self._where}: {what}{why or type(error).__name__} (check address and network)")
 
 
@@ -341,8 +370,6 @@ class Job(threading.Thread):
         except Exception as error:  # noqa: BLE001 - raised by `finish`, on the link's own thread
             self.failure.append(error)
         finally:
-            if self._session.abandoned:
-                self._session.close()
             self.done.set()
 
 
