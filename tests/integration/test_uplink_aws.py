@@ -259,6 +259,14 @@ def test_what_is_handed_over_after_the_connection_broke_is_refused(peer, link) -
     assert seqs(peer) == [[3]]
 
 
+def test_the_client_refuses_what_it_gets_in_the_moment_that_the_connection_breaks(peer, link) -> None:
+    """Between our look at the connection and its own."""
+    peer.hang_up()
+    eventually(lambda: link._heard.lost)
+    future = link._sdk.publish(link._client, "skerry/here/far/event", b"[]", [])
+    assert future.exception(5) is not None
+
+
 def test_fifty_connections_leave_nothing_behind(peer, keys) -> None:
     link = link_to(peer.port, files(keys))
 
@@ -465,12 +473,15 @@ def uplink_settings(tmp_path: Path, link: given.AwsLink) -> given.UplinkSettings
 
 
 @contextmanager
-def uplink(tmp_path: Path, link: given.AwsLink) -> Iterator[tuple[MemoryBus, list[Receipt]]]:
+def uplink(
+    tmp_path: Path, link: given.AwsLink, sending: given.Sending | None = None
+) -> Iterator[tuple[MemoryBus, list[Receipt]]]:
     """The uplink at work: a bus to it, and the receipts that it sends."""
     broker = MemoryBroker()
     outside, receipts = MemoryBus(broker), list[Receipt]()
     outside.subscribe(RECEIPTS, receipts.append)
-    with running(run, uplink_settings(tmp_path, link), MemoryBus(broker), "uplink") as host:
+    settings = msgspec.structs.replace(uplink_settings(tmp_path, link), sending=sending or given.Sending())
+    with running(run, settings, MemoryBus(broker), "uplink") as host:
         eventually(lambda: host.condition[0] in ("ready", "degraded"))
         yield outside, receipts
 
@@ -488,6 +499,18 @@ def test_what_is_over_a_quota_comes_later_and_in_order(peer, keys, tmp_path) -> 
     oracle.send(events(1, 300))
     arrived = [msgspec.json.decode(raw, type=Event) for m in peer.got for raw in decode(m.payload)]
     assert len(oracle.check_far_end(arrived, repeats=True)) == 300
+
+
+def test_nothing_overtakes_a_batch_that_is_over_a_quota(peer, keys, tmp_path) -> None:
+    """It would be taken for a repeat when it comes at last."""
+    peer.answers.put(151)
+    link = settings_for(peer.port, files(keys))
+    free = given.Sending(limits=given.Limits(preset="none"), batch_events=5)
+    with uplink(tmp_path, link, free) as (bus, receipts):
+        bus.publish(OUTBOUND, outbound(1, events(1, 100)), "uplink")
+        eventually(lambda: receipts and receipts[-1].upto == 100, 30)
+    firsts = [batch[0] for batch in seqs(peer)]
+    assert firsts == [1, *range(1, 101, 5)]
 
 
 def test_a_broker_that_is_killed_costs_nothing(keys, tmp_path) -> None:
