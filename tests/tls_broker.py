@@ -36,6 +36,11 @@ class TlsBroker:
         self._child = spawn([mosquitto() or "mosquitto", "-c", str(self._file)], stderr=subprocess.DEVNULL)
         eventually(lambda: answers(self.plain) and self._listens(), 20)
 
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
     def kill(self) -> None:
         assert self._child is not None
         self._child.kill()
@@ -51,7 +56,8 @@ class TlsBroker:
 
     def stop(self) -> None:
         if self._child is not None:
-            self.thaw() if self._child.poll() is None else None
+            if self._child.poll() is None:
+                self.thaw()
             end(self._child, 2)
 
     def _listens(self) -> bool:

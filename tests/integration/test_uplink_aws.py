@@ -4,6 +4,7 @@ Against Mosquitto with MQTT 5 and mutual TLS, and a peer of ours that answers as
 """
 
 import gc
+import os
 import shutil
 import socket
 import subprocess
@@ -312,10 +313,10 @@ def resident_kb() -> int:
 
 
 def test_a_far_end_that_does_not_confirm_is_given_up_in_time(peer, keys) -> None:
-    link = link_to(peer.port, files(keys), timeout_s=1.0)
+    link = link_to(peer.port, files(keys), timeout_s=2.0)
     link.open()
     peer.answers.put(SILENCE)
-    with pytest.raises(LinkDown, match="did not confirm within 1 s"):
+    with pytest.raises(LinkDown, match="did not confirm within 2 s"):
         link.send(records(1, 2))
 
 
@@ -332,13 +333,13 @@ def test_a_puback_that_comes_after_the_link_was_given_up_confirms_nothing(peer, 
 
 def test_a_frozen_broker_is_given_up_and_found_again(keys, tmp_path) -> None:
     with broker_at(tmp_path, keys) as broker:
-        link = link_to(broker.port, files(keys), timeout_s=1.0)
+        link = link_to(broker.port, files(keys), timeout_s=2.0)
         link.open()
         link.send(records(1, 2))
         broker.freeze()
-        with pytest.raises(LinkDown, match="did not confirm within 1 s"):
+        with pytest.raises(LinkDown, match="did not confirm within 2 s"):
             link.send(records(3, 4))
-        with pytest.raises(LinkDown, match="did not connect within 1 s"):
+        with pytest.raises(LinkDown, match="did not connect within 2 s"):
             link.open()
         began = time.monotonic()
         link.close()
@@ -372,6 +373,31 @@ def test_nothing_waits_once_the_process_stops(peer, keys) -> None:
             other.open()
 
 
+def test_a_process_ends_though_the_far_end_is_frozen_and_nobody_closed_the_link(keys, tmp_path) -> None:
+    code = """
+import os, signal, sys, threading
+from records import records
+from skerry.settings import TlsSettings
+from skerry.uplink.links.aws import AwsLink
+from skerry.uplink.settings import AwsLink as Settings
+ca, certificate, key = sys.argv[3:]
+tls = TlsSettings(ca=ca, certificate=certificate, key=key)
+link = AwsLink(Settings(endpoint="localhost", port=int(sys.argv[1]), tls=tls), "s", "l", threading.Event())
+link.open()
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+link.start(records(1, 100))
+print("end")
+"""
+    tls = files(keys)
+    with broker_at(tmp_path, keys) as broker:
+        where = [str(broker.port), str(broker.pid), tls.ca, tls.certificate, tls.key]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *where], capture_output=True, text=True, timeout=20, check=False,
+            env={**os.environ, "PYTHONPATH": str(needs.ROOT / "tests")},
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
 # Who may come in
 
 
@@ -385,20 +411,20 @@ def test_a_certificate_that_is_refused_is_named(keys, broker, certificate, reaso
 
 
 def test_a_far_end_with_another_name_is_refused_by_name(keys, broker) -> None:
-    link = link_to(broker.port, files(keys), endpoint="127.0.0.1", timeout_s=1.0)
+    link = link_to(broker.port, files(keys), endpoint="127.0.0.1", timeout_s=2.0)
     with pytest.raises(LinkDown, match=r"mismatch.*is 127.0.0.1 the right endpoint"):
         link.open()
 
 
 def test_a_far_end_of_another_authority_is_refused_and_the_file_named(keys, broker) -> None:
-    link = link_to(broker.port, files(keys, ca="other"), timeout_s=1.0)
+    link = link_to(broker.port, files(keys, ca="other"), timeout_s=2.0)
     with pytest.raises(LinkDown, match=r"far end's certificate: .*check tls.ca .*other.pem"):
         link.open()
 
 
 def test_a_far_end_that_has_expired_is_refused(keys, tmp_path) -> None:
     with broker_at(tmp_path, keys, "server-old") as broker:
-        link = link_to(broker.port, files(keys), timeout_s=1.0)
+        link = link_to(broker.port, files(keys), timeout_s=2.0)
         with pytest.raises(LinkDown, match="certificate has expired"):
             link.open()
 
@@ -489,7 +515,7 @@ def uplink(
 def test_what_is_over_a_quota_comes_later_and_in_order(peer, keys, tmp_path) -> None:
     for code in (0, 151, 151, SILENCE, 0, HANG_UP):
         peer.answers.put(code)
-    link = settings_for(peer.port, files(keys), timeout_s=1.0)
+    link = settings_for(peer.port, files(keys), timeout_s=2.0)
     with uplink(tmp_path, link) as (bus, receipts):
         for first in (1, 101, 201):
             bus.publish(OUTBOUND, outbound(first, events(first, first + 99)), "uplink")
