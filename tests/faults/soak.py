@@ -39,6 +39,8 @@ WARM_SHARE = 0.05
 """Of the time of a soak; a process that is younger is still growing to its size."""
 GROWTH_MB = 3.0
 """What memory may seem to grow over the calm part, by its slope: noise of allocation and of the backlog."""
+JUDGED_MIN = 3.0
+"""A calm part that is shorter says nothing about growth: a process takes minutes to come to its size."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -265,7 +267,7 @@ def report(soak: Soak, account: Account, seconds: float) -> tuple[dict[str, obje
             "handles_slope_per_h": round(handles, 2),
             "lives": len({s.pid for s in samples}),
         }
-        if rss * hours > GROWTH_MB:
+        if hours * 60 >= JUDGED_MIN and rss * hours > GROWTH_MB:
             wrong.append(f"{kind}: memory grew by {rss * hours:.1f} MB in {hours * 60:.0f} min")
         if handles * hours > 2:
             wrong.append(f"{kind}: file handles grew by {handles * hours:.1f}")
