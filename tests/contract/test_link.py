@@ -16,6 +16,7 @@ import pytest
 
 import certificates
 import needs
+from authority import Authority
 from events import event, events
 from http_far_end import HttpFarEnd
 from oracle import Oracle
@@ -140,13 +141,26 @@ class MqttWorld:
 class HttpWorld:
     repeats = True
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, folder: Path, *, secure: bool = False, **changes: Any) -> None:
         self.far = HttpFarEnd()
+        self._url = f"http://127.0.0.1:{self.far.port}/events"
         self._changes = changes
+        if secure:
+            self._secure(folder)
+
+    def _secure(self, folder: Path) -> None:
+        """Mutual TLS and a bearer token."""
+        authority = Authority(folder / "keys")
+        certificate, key = authority.issue("client")
+        (folder / "token").write_text("t0ken")
+        self.far.context = authority.server("localhost", mutual=True)
+        self.far.token = "t0ken"
+        self._url = f"https://localhost:{self.far.port}/events"
+        self._changes["tls"] = TlsSettings(ca=str(authority.ca), certificate=str(certificate), key=str(key))
+        self._changes["token_file"] = str(folder / "token")
 
     def link(self) -> Link:
-        url = f"http://127.0.0.1:{self.far.port}/events"
-        return HttpLink(given.HttpLink(url=url, timeout_s=2.0, **self._changes), threading.Event())
+        return HttpLink(given.HttpLink(url=self._url, timeout_s=2.0, **self._changes), threading.Event())
 
     def arrived(self) -> list[Event]:
         return self.far.arrived
@@ -206,6 +220,7 @@ HTTP = {
     "http-batch": {"format": "batch"},
     "http-gzip": {"format": "batch", "compression": "gzip"},
     "http-zstd": {"format": "batch", "compression": "zstd"},
+    "https": {"format": "batch", "secure": True},
 }
 
 MQTT = {
@@ -231,7 +246,7 @@ def world(request, tmp_path, monkeypatch) -> Iterator[World]:
     elif request.param == "file":
         yield FileWorld(tmp_path, monkeypatch)
     elif request.param in HTTP:
-        web = HttpWorld(**HTTP[request.param])
+        web = HttpWorld(tmp_path, **HTTP[request.param])
         yield web
         web.far.stop()
     elif request.param == "aws":
