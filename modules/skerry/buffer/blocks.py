@@ -25,13 +25,17 @@ The body of a checkpoint is JSON. The body of a block of records: length of the 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from skerry.buffer.seal import MAX_BODY, Seal
+
+try:  # the same numbers, seven times as fast: at 50 KB a block a third of an append's CPU time
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 MAGIC = b"\xf5SKB"
 VERSION = 2
@@ -180,8 +184,8 @@ def frame(
     if not seal.plain:
         sealed, body = seal.close(body, _ABOUT.pack(kind, flags, part, count, first, segment))
         flags |= sealed
-    head = _HEADER.pack(MAGIC, VERSION, kind, flags, part, len(body), count, first, segment, zlib.crc32(body))
-    return head + _CRC.pack(zlib.crc32(head)) + body
+    head = _HEADER.pack(MAGIC, VERSION, kind, flags, part, len(body), count, first, segment, crc32(body))
+    return head + _CRC.pack(crc32(head)) + body
 
 
 def checkpoint(seal: Seal, segment: int, first: int, content: Checkpoint) -> bytes:
@@ -194,6 +198,18 @@ def records_body(preface: Preface, payloads: Sequence[bytes], lengths: Sequence[
     said = _encode(preface)
     sizes = struct.pack(f"<{len(lengths)}I", *lengths)
     return b"".join((_SIZE.pack(len(said)), said, sizes, *payloads))
+
+
+def plain_run(
+    run: Run, payloads: Sequence[bytes], lengths: Sequence[int], *, segment: int, first: int, stamp: Stamp,
+    flags: int,
+) -> bytes:  # fmt: skip
+    """A block of one run that is not sealed: the same as `records_body` and `frame` make of it."""
+    count = len(lengths)
+    said = _encode(Preface(stamp, [run]))
+    body = b"".join((_SIZE.pack(len(said)), said, struct.pack(f"<{count}I", *lengths), *payloads))
+    head = _HEADER.pack(MAGIC, VERSION, RECORDS, flags, 0, len(body), count, first, segment, crc32(body))
+    return b"".join((head, _CRC.pack(crc32(head)), body))
 
 
 def preface_of(body: bytes) -> Preface:
@@ -243,7 +259,7 @@ def header_of(raw: bytes, segment: int) -> Header | None:
     """The header at the start of `raw`, or None where there is none of this segment."""
     if len(raw) < HEADER_SIZE or raw[: len(MAGIC)] != MAGIC:
         return None
-    if zlib.crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+    if crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
         return None
     _, version, kind, flags, part, length, count, first, number, crc = _HEADER.unpack_from(raw)
     if version != VERSION or number != segment or length > MAX_BODY:
@@ -255,7 +271,7 @@ def number_in(raw: bytes) -> int:
     """The number of the segment whose header stands at the start of `raw`; 0 where there is none."""
     if len(raw) < HEADER_SIZE or raw[: len(MAGIC)] != MAGIC:
         return 0
-    if zlib.crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+    if crc32(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
         return 0
     return int(_HEADER.unpack_from(raw)[8])
 
@@ -266,7 +282,7 @@ def opened(seal: Seal, header: Header, body: bytes) -> bytes | None:
     Raises:
         ConfigError: it is encrypted, and the key was not given.
     """
-    if len(body) != header.length or zlib.crc32(body) != header.crc:
+    if len(body) != header.length or crc32(body) != header.crc:
         return None
     sealed = header.flags & ~TIMES
     if not sealed:

@@ -30,7 +30,7 @@ from skerry.buffer.gaps import CAPACITY, CORRUPT, QUARANTINED, GapFile, Hole
 from skerry.buffer.holes import Holes
 from skerry.buffer.pool import Pool
 from skerry.buffer.reader import Reader, checkpoint_in
-from skerry.buffer.records import OWN, Key, Record, Series, commit_of, framed, series_of
+from skerry.buffer.records import BLOCK_BYTES, OWN, Key, Record, Series, commit_of, framed, series_of
 from skerry.buffer.recovery import recover
 from skerry.buffer.seal import Seal
 from skerry.buffer.segment import Contents, Segment, Span
@@ -101,6 +101,7 @@ class Chain:
         self.stated = 0
         self._home = home
         self._disk = home.disk
+        self._plain = home.seal.plain
         self._cursor = Cursor(home.folder / f"{lane}.cursor", home.disk)
         self._marks: OrderedDict[Key, int] = OrderedDict()
         self._segments: list[Segment] = []  # oldest first; the last one is written to
@@ -188,17 +189,67 @@ class Chain:
         """
         if not series:
             return self.last
-        commit = commit_of(series, self._marks)
-        stamp = self._home.stamp()
         try:
-            active = self._with_room(commit.size + 4 * len(commit.lengths) + 256 * (len(commit.runs) + 1))
-            content = framed(
-                commit, seal=self._home.seal, number=active.number, first=self.last + 1, stamp=stamp,
-                flags=blocks.TIMES if times or not stamp.synchronised else 0,
-            )  # fmt: skip
-            self._write(active, content, len(commit.lengths))
+            if len(series) == 1 and self._straight(series[0], times=times):
+                return self.last
+            return self._commit(series, times=times)
         except OSError as error:
             raise fault(self._home.folder, error) from error
+
+    def _straight(self, series: Series, *, times: bool) -> bool:
+        """The common case without detours; False, and nothing done, where it is not that.
+
+        One series of a producer that this segment has heard of, in one block, not sealed, with room for it:
+        what `_commit` does for all cases, in half the time. Beside the disk, that is all an append costs.
+        """
+        producer, epoch, seq, payloads = series
+        key = producer, epoch
+        marks = self._marks
+        if self._suspect or not self._segments or not self._plain or seq <= marks.get(key, seq):
+            return False
+        active = self._segments[-1]
+        names = active.names.get(key)
+        lengths = [*map(len, payloads)]
+        size, count = sum(lengths), len(lengths)
+        if names is None or size > BLOCK_BYTES or producer == OWN:
+            return False
+        stamp = self._home.stamp()
+        flags = blocks.TIMES if times or not stamp.synchronised else 0
+        run = Run(producer, epoch, seq, count)
+        block = blocks.plain_run(
+            run, payloads, lengths, segment=active.number, first=self.last + 1, stamp=stamp, flags=flags
+        )
+        at = active.size
+        end = at + len(block)
+        if end > active.space:
+            return False
+        self._put(block, (at,))
+        active.note(self.last + 1, at)
+        active.size = end
+        active.end += count
+        active.to_ns = stamp.wall_ns
+        active.payload_bytes += size
+        names.last = marks[key] = seq + count - 1
+        names.count += count
+        marks.move_to_end(key)
+        self.last += count
+        self.waiting += count
+        return True
+
+    def _commit(self, series: Sequence[Series], *, times: bool) -> int:
+        """The long way, for everything.
+
+        Raises:
+            OSError: nothing was kept.
+        """
+        commit = commit_of(series, self._marks)
+        stamp = self._home.stamp()
+        active = self._with_room(commit.size + 4 * len(commit.lengths) + 256 * (len(commit.runs) + 1))
+        content = framed(
+            commit, seal=self._home.seal, number=active.number, first=self.last + 1, stamp=stamp,
+            flags=blocks.TIMES if times or not stamp.synchronised else 0,
+        )  # fmt: skip
+        self._write(active, content, len(commit.lengths))
         active.add(stamp, commit.runs, commit.size)
         for run in commit.runs:
             self._raise(run)
@@ -253,12 +304,28 @@ class Chain:
             content: offset of the first record, and the block.
             records: in all of them.
         """
-        at = active.size
-        whole = content[0][1] if len(content) == 1 else b"".join(block for _, block in content)
+        at, heads = active.size, []
+        for _, block in content:
+            heads.append(at)
+            at += len(block)
+        self._put(b"".join(block for _, block in content), heads)
+        for head, (offset, _) in zip(heads, content, strict=True):
+            active.note(offset, head)
+        active.size = at
+        active.space = max(active.space, at)
+        active.end += records
+        self.last = active.end - 1
+
+    def _put(self, content: bytes, heads: Sequence[int]) -> None:
+        """Write blocks at the first of these bytes, where their headers stand, and make them durable.
+
+        Raises:
+            OSError: none of them counts.
+        """
         try:
-            self._disk.write(self._file, whole, at)
+            self._disk.write(self._file, content, heads[0])
         except OSError:
-            self._take_back(content)
+            self._take_back(heads)
             raise
         try:
             self._disk.sync(self._file)
@@ -266,24 +333,15 @@ class Chain:
             # The kernel may have marked the pages clean without writing them: a second fdatasync
             # would succeed and mean nothing. The file is given up at the next append, and wiped now: a
             # process started in between must not find the block in the page cache and believe in it.
-            self._take_back(content)
+            self._take_back(heads)
             self._suspect = True
             raise
-        for offset, block in content:
-            active.note(offset, at)
-            at += len(block)
-        active.size = at
-        active.space = max(active.space, at)
-        active.end += records
-        self.last = active.end - 1
 
-    def _take_back(self, content: list[tuple[int, bytes]]) -> None:
+    def _take_back(self, heads: Sequence[int]) -> None:
         """Wipe the headers that a failed commit may have left behind the last sound block."""
-        at = self._segments[-1].size
         try:
-            for _, block in content:
+            for at in heads:
                 self._disk.write(self._file, bytes(blocks.HEADER_SIZE), at)
-                at += len(block)
         except OSError:
             self._suspect = True
 

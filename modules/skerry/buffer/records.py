@@ -12,7 +12,7 @@ from skerry.buffer.seal import Seal
 OWN = ""
 """Producer of the records that the buffer itself adds; their epoch is the chain's identity, their seq
 the offset."""
-_BLOCK_BYTES = 64 * 1024
+BLOCK_BYTES = 64 * 1024
 """Records of one commit are split into blocks of about this size: what one flipped bit can cost."""
 
 Key = tuple[str, str]
@@ -110,7 +110,7 @@ def framed(
     """
     runs, payloads, lengths, size = commit
     count = len(lengths)
-    if size <= _BLOCK_BYTES:
+    if size <= BLOCK_BYTES:
         body = blocks.records_body(Preface(stamp, runs), payloads, lengths)
         block = blocks.frame(
             seal, blocks.RECORDS, segment=number, first=first, count=count, body=body, flags=flags
@@ -143,9 +143,9 @@ def _cut(runs: Iterable[Run], start: int, stop: int) -> list[Run]:
 
 
 def _stop(lengths: Sequence[int], start: int) -> int:
-    """Where a block of about `_BLOCK_BYTES` ends that begins with the record `start`; one record at least."""
+    """Where a block of about `BLOCK_BYTES` ends that begins with the record `start`; one record at least."""
     size, stop = 0, start
-    while stop < len(lengths) and (stop == start or size + lengths[stop] <= _BLOCK_BYTES):
+    while stop < len(lengths) and (stop == start or size + lengths[stop] <= BLOCK_BYTES):
         size += lengths[stop]
         stop += 1
     return stop

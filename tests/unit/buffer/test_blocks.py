@@ -1,6 +1,7 @@
 """Blocks: what is whole is found, whatever lies around it."""
 
 import io
+import zlib
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,17 @@ def test_rubbish_is_damage_from_end_to_end(content: bytes) -> None:
 def test_a_body_that_lies_about_its_parts_is_an_error(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"block: expected|JSON|truncated|Expected"):
         blocks.preface_of(body)
+
+
+def test_a_block_is_the_same_by_the_short_way_and_the_long_one() -> None:
+    run, payloads = Run("p", "e", 1, 2), [b"one", b"two"]
+    preface = Preface(PREFACE.at, [run])
+    body = blocks.records_body(preface, payloads, [3, 3])
+    long = blocks.frame(SEALS["plain"], blocks.RECORDS, segment=4, first=7, count=2, body=body, flags=4)
+    short = blocks.plain_run(run, payloads, [3, 3], segment=4, first=7, stamp=PREFACE.at, flags=4)
+    assert short == long
+
+
+@given(st.binary(max_size=5000))
+def test_checksums_are_those_of_zlib_whatever_reckons_them(content: bytes) -> None:
+    assert blocks.crc32(content) == zlib.crc32(content)

@@ -338,7 +338,10 @@ class TestLive:
                 assert set(view.evicted) <= {"capacity"}
                 at = view.upto
                 for entry in reading.read(view, Seal()):
-                    assert (entry.first if not isinstance(entry, Item) else entry.offset) == at + 1
+                    begins = entry.offset if isinstance(entry, Item) else entry.first
+                    # A hole that was told stays as it is, although some of it arrived all the same.
+                    told = isinstance(entry, Hole) and entry.told and begins <= at + 1 <= entry.last
+                    assert begins == at + 1 or told
                     at = entry.last if not isinstance(entry, Item) else entry.offset
                     if isinstance(entry, Item):
                         assert entry.payload == payload(entry.offset, size=200)
