@@ -269,7 +269,7 @@ def report(soak: Soak, account: Account, seconds: float) -> tuple[dict[str, obje
         }
         if hours * 60 >= JUDGED_MIN and rss * hours > GROWTH_MB:
             wrong.append(f"{kind}: memory grew by {rss * hours:.1f} MB in {hours * 60:.0f} min")
-        if handles * hours > 2:
+        if hours * 60 >= JUDGED_MIN and handles * hours > 2:
             wrong.append(f"{kind}: file handles grew by {handles * hours:.1f}")
         if max(s.rss_mb for s in samples) > 60:
             wrong.append(f"{kind}: expected at most 60 MB, got {max(s.rss_mb for s in samples):.1f}")
