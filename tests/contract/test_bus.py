@@ -617,17 +617,22 @@ def test_mosquitto_sends_as_many_as_it_allows_unsettled_and_goes_on_when_one_is_
         bus.subscribe(METRICS, lambda m: fence.append(m.uptime_s))
         settle(bus)
         writer = world.bus("writer")
-        for n in range(1, 6):
-            assert writer.publish(ACCEPTED, accepted(n), "one")
-        assert writer.publish(METRICS, metrics(1), "one")  # QoS 0: not held up
-        eventually(lambda: fence == [1])
-        assert handler.got == [1, 2]
-        for n in range(5):
-            eventually(partial(reached, handler.dones, n + 1))
-            handler.dones[n]()
-        assert handler.got == [1, 2, 3, 4, 5]
-        for used in world.buses:
-            used.close()
+        try:
+            for n in range(1, 21):
+                assert writer.publish(ACCEPTED, accepted(n), "one")
+            assert writer.publish(METRICS, metrics(1), "one")  # QoS 0: not held up
+            eventually(lambda: fence == [1])
+            held = len(handler.got)
+            assert 2 <= held < 10, (
+                "it does not wait for what is unsettled"
+            )  # Mosquitto lets one more pass at times
+            for n in range(20):
+                eventually(partial(reached, handler.dones, n + 1))
+                handler.dones[n]()
+            assert handler.got == list(range(1, 21))
+        finally:
+            for used in world.buses:
+                used.close()
 
 
 # Threads

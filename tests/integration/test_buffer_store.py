@@ -139,8 +139,9 @@ def test_a_full_disk_loses_nothing_and_recovers_by_draining(tmp_path: Path, size
 
 @needs.root
 def test_a_disk_filled_by_others_refuses_and_recovers_when_there_is_room(tmp_path: Path) -> None:
+    """The writer drains only when it is refused: what was delivered serves again, so it has to be refused."""
     with small_disk(tmp_path / "disk", "2m") as folder:
-        child = writer(folder / "store", 10)
+        child = writer(folder / "store", 10, option="hold")
         lines = read_until(child, "accepted", 20)
         filler = folder / "filler"
         with filler.open("wb", buffering=0) as file:
