@@ -89,7 +89,7 @@ def event_ledger(plan: Plan, before: Counts, after: Counts) -> EventLedger:
         decided=change("decision", "decided"),
         refused=change("decision", "refused"),
         unaccepted=_total(plan, after, "decision", "unaccepted"),
-        unaccepted_before=_total(plan, before, "decision", "unaccepted"),
+        unaccepted_before=_unaccepted(plan, before),
         stated=change("buffer", "stated"),
         accepted=change("buffer", "accepted"),
         delivered=change("buffer", "delivered"),
@@ -97,6 +97,18 @@ def event_ledger(plan: Plan, before: Counts, after: Counts) -> EventLedger:
         carried_over=_total(plan, before, "buffer", "waiting"),
         evicted={reason: n for reason, n in sorted(evicted.items()) if n},
     )
+
+
+def _unaccepted(plan: Plan, counts: Counts) -> int:
+    """Events that producers held and the buffer had not accepted, at a reading.
+
+    Where all were killed at once, the buffer may have counted events whose acceptance no producer had heard
+    of: both count them, and they were accepted before.
+    """
+    held = _total(plan, counts, "decision", "unaccepted")
+    made = _total(plan, counts, "decision", "decided") - _total(plan, counts, "decision", "refused")
+    owed = made + _total(plan, counts, "buffer", "stated") - _total(plan, counts, "buffer", "accepted")
+    return owed if 0 <= owed <= held else held
 
 
 def settled(plan: Plan, cameras: list[str], before: Counts) -> bool:

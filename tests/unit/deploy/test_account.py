@@ -114,3 +114,13 @@ def test_a_site_is_settled_when_nothing_is_on_its_way(the_plan: Plan) -> None:
     assert not settled(the_plan, ["belt"], NOTHING)  # one unaccepted, one waiting
     write(counts(decision={"unaccepted": 0, "decided": 9}, buffer={"waiting": 0, "delivered": 7}))
     assert settled(the_plan, ["belt"], NOTHING)
+
+
+def test_events_accepted_before_a_kill_that_no_producer_heard_of_are_not_owed_again(the_plan: Plan) -> None:
+    """The buffer has counted 3 of the 5 that decision still held; the next run must not expect them twice."""
+    before = {"decision": {"decided": 10, "unaccepted": 5}, "buffer": {"accepted": 8, "waiting": 8}}
+    after = {"decision": {"decided": 12, "unaccepted": 0}, "buffer": {"accepted": 12, "delivered": 12}}
+    events = event_ledger(the_plan, before, after)
+    assert (events.missing, events.missing_after) == (0, 0)
+    lost = {"decision": {"decided": 12, "unaccepted": 0}, "buffer": {"accepted": 11, "delivered": 11}}
+    assert event_ledger(the_plan, before, lost).missing == 1
