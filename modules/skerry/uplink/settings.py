@@ -232,6 +232,26 @@ class Sending(Settings, frozen=True, kw_only=True):
             raise ValueError(f"timezone: {error}") from error
 
 
+Command = Literal["ping", "snapshot", "flush", "diagnostics", "log_level", "restart"]
+
+
+class RemoteSettings(Settings, frozen=True, kw_only=True):
+    """What may be set and asked from outside: the key `remote` of a site file."""
+
+    desired: Literal["link", "file", "none"] = "link"
+    """Where the desired state comes from: the platform behind the link, where it has one, or a file."""
+    file: str = ""
+    """The JSON file of `desired: file`, read again when it changes. It need not be there."""
+    commands: tuple[Command, ...] = ("ping", "snapshot", "flush", "diagnostics", "log_level", "restart")
+    """Which are answered; a snapshot only of cameras that allow it."""
+    commands_per_min: Annotated[float, Meta(ge=1, le=6000)] = 60.0
+    """More are answered with 429."""
+
+    def __post_init__(self) -> None:
+        if (self.desired == "file") != bool(self.file):
+            raise ValueError("file: expected a file with desired: file, and none otherwise")
+
+
 class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     """Settings of the uplink module."""
 
@@ -239,6 +259,7 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     """The link's name: the key of `outbound`, `receipts` and `delivered`."""
     link: Link
     sending: Sending = Sending()
+    remote: RemoteSettings = RemoteSettings()
     backoff: BackoffSettings = BackoffSettings()
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     """Of each lane, what may be in memory, waiting or on its way; the buffer repeats what finds no room."""

@@ -7,9 +7,10 @@ import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from skerry.uplink import settings as given
+from skerry.uplink.downlink import Downlink
 from skerry.uplink.record import Record
 
 
@@ -34,11 +35,15 @@ class Link(Protocol):
         whole: whether a batch is one message; else each event is one.
         max_bytes: of the events of a batch, each counted with a byte more: a batch of several within
             it is never refused for its size. Infinity: any.
+        steered: whether desired states and commands come down this link too, into the `Downlink` that it
+            was made with, while it is open. The uplink keeps such a link open with nothing to send, and
+            calls `finish(0)` now and then to hear that it is lost.
     """
 
     window: int
     whole: bool = True
     max_bytes: float = math.inf
+    steered: bool = False
 
     @abstractmethod
     def open(self) -> None:
@@ -81,6 +86,21 @@ class Link(Protocol):
     def close(self) -> None:
         """Let go at once, confirmed or not. Never raises; may be called at any time, and again."""
 
+    def report(self, document: dict[str, Any], timeout_s: float) -> None:
+        """Tell the platform the state of the site, in the place of what it was told before.
+
+        The one call that comes from another thread than the rest, at any time. A link that is not
+        `steered` has nobody to tell.
+
+        Args:
+            document: JSON, its keys without `.`, `$` and spaces; at most 8 KB of it.
+            timeout_s: until the platform must have confirmed it.
+
+        Raises:
+            LinkDown: it did not, or the link is not open. It is told again when the link is.
+        """
+        del document, timeout_s
+
     def send(self, batch: Sequence[Record]) -> None:
         """Hand over records and return when the far end has every one of them. Nothing else is under way.
 
@@ -93,16 +113,18 @@ class Link(Protocol):
             pass
 
 
-def make(settings: given.UplinkSettings, stop: threading.Event) -> Link:
+def make(settings: given.UplinkSettings, stop: threading.Event, downlink: Downlink | None = None) -> Link:
     """The link that the settings ask for.
 
     Args:
         settings: of the uplink.
         stop: set when the process has no more time: no `finish` may wait any longer.
+        downlink: where to put desired states and commands; None: the link brings none down.
 
     Raises:
         ConfigError: a file that it needs cannot be read, or a package is missing.
     """
+    del downlink
     if isinstance(settings.link, given.FileLink):
         from skerry.uplink.links.file import FileLink  # noqa: PLC0415 - only the one that is used
 
