@@ -96,9 +96,9 @@ $(VENV)/.setup: requirements/all.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.setup-dev: requirements/dev.txt requirements/paho1.txt $(VENV)/.setup
+$(VENV)/.setup-dev: requirements/dev.txt requirements/uplink-azure.txt $(VENV)/.setup
 	@echo "Adding what tests and checks need"
 	$(PIP) -r requirements/dev.txt | $(SHOW)
-	rm -rf $(VENV)/paho1
-	$(PIP) --quiet --no-deps --no-build-isolation --target $(VENV)/paho1 -r requirements/paho1.txt
+	rm -rf $(VENV)/paho1 $(VENV)/azure
+	$(PIP) --quiet --no-deps --no-build-isolation --target $(VENV)/azure -r requirements/uplink-azure.txt
 	touch $@

@@ -20,8 +20,9 @@ from skerry.broker import mosquitto as mosquitto_path
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 """Footage and foreign models that are not part of the repository."""
-PAHO1 = ROOT / ".venv" / "paho1"
-"""Where `make setup` puts paho-mqtt 1.6.1, beside the version that everything else uses."""
+AZURE = ROOT / ".venv" / "azure"
+"""Where `make test` puts what the image of the Azure uplink has: paho-mqtt 1.6.1 and azure-iot-device. As
+PYTHONPATH it goes before what everything else uses; all else in it is of the same version."""
 
 FORBIDDEN = os.environ.get("SKERRY_FORBID_SKIPS") == "1"
 
@@ -119,7 +120,10 @@ compiler = unless(compiler_works(), "needs a C compiler (apt-get install gcc lib
 root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")
 data = unless(DATA.is_dir(), f"needs the footage and models in {DATA}")
-paho1 = unless((PAHO1 / "paho").is_dir(), "needs paho-mqtt 1.6.1 in .venv/paho1 (make test prepares it)")
+azure = unless(
+    (AZURE / "azure").is_dir(),
+    "needs paho-mqtt 1.6.1 and azure-iot-device in .venv/azure (make test prepares it)",
+)
 recorded_disk = unless(
     _recorded_disk(),
     "needs root, /dev/fuse, loop devices, FUSE and mke2fs (apt-get install libfuse3-3 e2fsprogs)",

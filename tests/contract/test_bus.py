@@ -1051,13 +1051,13 @@ def channel_named(name: str) -> Channel[Any]:
 
 
 @pytest.mark.skipif(WANTED_PAHO is not None, reason="this is that run")
-@needs.paho1
+@needs.azure
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_everything_above_holds_on_paho_1_6_1():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, TLS, "-q", "-k", "not memory", "-p", "no:cacheprovider"],
-        env={**os.environ, "PYTHONPATH": str(needs.PAHO1), "SKERRY_TEST_PAHO": "1.6.1"},
+        env={**os.environ, "PYTHONPATH": str(needs.AZURE), "SKERRY_TEST_PAHO": "1.6.1"},
         cwd=needs.ROOT,
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ import msgspec
 import paho.mqtt
 import pytest
 
-import certificates
+import authority
 import needs
 from authority import Authority
 from events import event, events
@@ -150,13 +150,13 @@ class HttpWorld:
 
     def _secure(self, folder: Path) -> None:
         """Mutual TLS and a bearer token."""
-        authority = Authority(folder / "keys")
-        certificate, key = authority.issue("client")
+        issuer = Authority(folder / "keys")
+        certificate, key = issuer.issue("client")
         (folder / "token").write_text("t0ken")
-        self.far.context = authority.server("localhost", mutual=True)
+        self.far.context = issuer.server("localhost", mutual=True)
         self.far.token = "t0ken"
         self._url = f"https://localhost:{self.far.port}/events"
-        self._changes["tls"] = TlsSettings(ca=str(authority.ca), certificate=str(certificate), key=str(key))
+        self._changes["tls"] = TlsSettings(ca=str(issuer.ca), certificate=str(certificate), key=str(key))
         self._changes["token_file"] = str(folder / "token")
 
     def link(self) -> Link:
@@ -181,9 +181,7 @@ class AwsWorld:
     repeats = True
 
     def __init__(self, folder: Path) -> None:
-        keys = folder / "keys"
-        keys.mkdir()
-        certificates.make(keys)
+        keys = authority.make(folder / "keys")
         self._broker = TlsBroker(folder / "broker", keys)
         self._broker.start()
         self._payloads = Payloads(self._broker.plain, "skerry/here/far/#")
@@ -237,7 +235,7 @@ MQTT = {
         "file",
         *HTTP,
         *(pytest.param(name, marks=needs.mosquitto) for name in MQTT),
-        pytest.param("aws", marks=[needs.mosquitto, certificates.openssl]),
+        pytest.param("aws", marks=needs.mosquitto),
     ]
 )
 def world(request, tmp_path, monkeypatch) -> Iterator[World]:
@@ -439,11 +437,11 @@ def test_the_bytes_of_an_event_arrive_as_they_were_accepted(world, link) -> None
 
 @pytest.mark.skipif(WANTED_PAHO is not None, reason="this is that run")
 @needs.mosquitto
-@needs.paho1
+@needs.azure
 def test_everything_above_holds_on_paho_1_6_1() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, "-q", "-k", "mqtt or client", "-p", "no:cacheprovider"],
-        env={**os.environ, "PYTHONPATH": str(needs.PAHO1), "SKERRY_TEST_PAHO": "1.6.1"},
+        env={**os.environ, "PYTHONPATH": str(needs.AZURE), "SKERRY_TEST_PAHO": "1.6.1"},
         cwd=needs.ROOT,
         capture_output=True,
         text=True,
