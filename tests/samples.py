@@ -38,6 +38,18 @@ SAMPLES: dict[str, Any] = {
         latency_ms={"decide": m.Quantiles(count=1, p50=1.0, p95=1.0, p99=1.0, max=1.0)},
     ),
     "delivered": m.Delivered(module="uplink", events=(RAW,)),
+    "inventory": m.Inventory(
+        module="inference", kind="inference", version="0.1.0", python="3.11.7",
+        device=m.Device(machine="aarch64", processor="Cortex-A76", cores=4, memory_mb=8000),
+        settings={"log_level": "info"}, runtimes={"onnxruntime": "1.20.0"},
+        models=(m.ModelInUse(model="parts@1", digest="ab12", runtime="onnxruntime/cpu", cameras=("gate",)),),
+    ),
+    "desired": m.Desired(module="capture", version="twin/7", digest="0123", patch={"log_level": "debug"}),
+    "reported": m.Reported(
+        module="inference", version="twin/7", digest="0123", state="applied", restart=("models.0.package",)
+    ),
+    "commands": m.Command(module="capture", id="1", name="snapshot", arguments={"camera": "gate"}, timeout_s=5.0),
+    "answers": m.Answer(module="capture", id="1", status=200, body={"width": 640}),
 }  # fmt: skip
 
 

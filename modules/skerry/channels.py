@@ -92,7 +92,29 @@ DELIVERED = Channel(
     doc="Events that the far end has just confirmed, for screens.",
     max_bytes=4 * 1024 * 1024,
 )  # fmt: skip
+INVENTORY = Channel(
+    name="inventory", address="skerry/{site}/inventory/{module}", payload=m.Inventory, qos=1, retain=True,
+    doc="What a module is and how it was deployed; the uplink checks desired settings against it.",
+)  # fmt: skip
+DESIRED = Channel(
+    name="desired", address="skerry/{site}/desired/{module}", payload=m.Desired, qos=1, retain=True,
+    doc="What a module's settings should be; only ever one that was found to be valid.",
+)  # fmt: skip
+REPORTED = Channel(
+    name="reported", address="skerry/{site}/reported/{module}", payload=m.Reported, qos=1, retain=True,
+    doc="What a module has made of its desired settings.",
+)  # fmt: skip
+COMMANDS = Channel(
+    name="commands", address="skerry/{site}/commands/{module}", payload=m.Command, qos=1, retain=False,
+    doc="Something for a module to do once. Never repeated: who gave it hears that there was no answer.",
+)  # fmt: skip
+ANSWERS = Channel(
+    name="answers", address="skerry/{site}/answers/{module}", payload=m.Answer, qos=1, retain=False,
+    doc="What came of a command.",
+    max_bytes=1024 * 1024,
+)  # fmt: skip
 
 CHANNELS = (
     FRAMES, DETECTIONS, EVENTS, ACCEPTED, OUTBOUND, RECEIPTS, STATUS, CAMERAS, METRICS, DELIVERED,
+    INVENTORY, DESIRED, REPORTED, COMMANDS, ANSWERS,
 )  # fmt: skip

@@ -294,3 +294,95 @@ class Delivered(Message, frozen=True, kw_only=True):
     module: Name
     events: tuple[msgspec.Raw, ...]
     """Each an `Event`."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that a module runs on, as the module sees it."""
+
+    machine: str
+    """x86_64, aarch64, ..."""
+    processor: str = ""
+    """As the kernel names it; empty where it does not."""
+    cores: Count = 0
+    """That this process may use."""
+    memory_mb: Count = 0
+
+
+class ModelInUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an inference module serves."""
+
+    model: str
+    """name@version of the package."""
+    digest: str
+    """SHA-256 of the package's manifest, which names the digest of every other file; hexadecimal."""
+    runtime: str
+    """What runs it, and on which device, e.g. `openvino/cpu`."""
+    cameras: tuple[str, ...] = ()
+    """Empty: every camera that no other model names."""
+
+
+class Inventory(Message, frozen=True, kw_only=True):
+    """What a module is, what it was told when it was deployed, and what it runs on; retained."""
+
+    module: Name
+    kind: str
+    version: str
+    python: str
+    device: Device
+    settings: dict[str, Any]
+    """As deployed, without what the desired state says; logins in addresses are taken out."""
+    runtimes: dict[str, str] = {}
+    """Name to version of each model runtime that is installed."""
+    models: tuple[ModelInUse, ...] = ()
+
+
+class Desired(Message, frozen=True, kw_only=True):
+    """What a module's settings should be from now on; retained. Sent only after it was found to be valid.
+
+    `patch` is a JSON merge patch on the settings as deployed (RFC 7396), with one more rule: a list whose
+    elements have a `name` is addressed as a mapping from that name, any other list of mappings as a mapping
+    from the place (`"0"`, `"1"`). An empty patch is a module as it was deployed.
+    """
+
+    module: Name
+    version: str
+    """Of the whole desired state, e.g. `twin/7`."""
+    digest: str
+    """Of the patch, so that a version with other content is told from this one."""
+    patch: dict[str, Any] = {}
+
+
+class Reported(Message, frozen=True, kw_only=True):
+    """What a module has made of the last desired settings that it saw; retained."""
+
+    module: Name
+    version: str
+    digest: str
+    state: Literal["applied", "refused"]
+    errors: tuple[str, ...] = ()
+    """Why they were refused; the settings before them go on."""
+    restart: tuple[str, ...] = ()
+    """Settings that are applied with the next start of the module, by path."""
+
+
+class Command(Message, frozen=True, kw_only=True):
+    """Something to do once. Answered with the same `id`."""
+
+    module: Name
+    """Who is to do it."""
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: str
+    arguments: dict[str, Any] = {}
+    timeout_s: Annotated[float, Meta(gt=0, le=300)]
+    """Nobody waits for an answer for longer."""
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """What came of a command."""
+
+    module: Name
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    status: Annotated[int, Meta(ge=100, le=599)]
+    """In the manner of HTTP: 200 done, 400 wrong arguments, 403 not allowed, 404 unknown, 429 too many,
+    500 it failed, 504 no answer in time."""
+    body: dict[str, Any] = {}

@@ -17,25 +17,35 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import structlog
 
 from skerry import __version__
+from skerry.adjuster import Adjuster
 from skerry.bus import Bus
 from skerry.channels import METRICS, STATUS
 from skerry.clock import boot_id, utc
-from skerry.errors import ConfigError, SkerryError, Unavailable
+from skerry.commands import ChangeLogLevel, Ping, Restart
+from skerry.desired import Check, nothing
+from skerry.errors import ConfigError, PackageError, SkerryError, Unavailable
 from skerry.ledger import Tally
 from skerry.messages import Metrics, State, Status
-from skerry.settings import ModuleSettings, parse_json
+from skerry.remote import Remote
+from skerry.settings import LogLevel, ModuleSettings, parse_json
 from skerry.telemetry import Telemetry
 
 S = TypeVar("S", bound=ModuleSettings)
 Run = Callable[[S, Bus, "Host"], None]
 
 SETTINGS = "SKERRY_SETTINGS"
+RESTART_ASKED = 75
+"""Exit code of a module that wants to be started again: somebody asked for it, or its settings would not do.
+
+Source: sysexits.h, EX_TEMPFAIL. Not 0, because some supervisors only start again what failed."""
 _METRICS_EVERY_S = 1.0
+_ANSWER_S = 0.2
+"""Between the answer to a command that ends the process, and its end."""
 
 log = structlog.get_logger()
 
@@ -48,9 +58,13 @@ class Host:
         tally: counts that survive kill -9, in the module's state folder.
         telemetry: counters and latencies for /metrics, the bus and the screen.
         state: the module's own folder.
+        remote: settings that change while it runs, and commands.
+        restart_asked: whether the process should end with `RESTART_ASKED`.
     """
 
-    def __init__(self, settings: ModuleSettings, kind: str, bus: Bus) -> None:
+    def __init__(
+        self, settings: ModuleSettings, kind: str, bus: Bus, adjuster: Adjuster[Any] | None = None
+    ) -> None:
         self.settings = settings
         self.kind = kind
         self.bus = bus
@@ -58,6 +72,8 @@ class Host:
         self.telemetry = Telemetry()
         self.state = Path(settings.state)
         self.tally = Tally(_writable(self.state) / "tally")
+        self.remote = Remote(bus, kind, adjuster or Adjuster(settings, self.state / "desired.json"))
+        self.restart_asked = False
         self.boot = boot_id()
         self._beat = time.monotonic()
         self._started = time.monotonic()
@@ -76,6 +92,7 @@ class Host:
     def ready(self) -> None:
         """The module has all it needs to work."""
         self._ready = True
+        self.remote.ready()
         self.announce()
 
     def fault(self, about: str, reason: str) -> None:
@@ -190,40 +207,62 @@ def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
     return parse_json(kind, text, where)
 
 
-def main(kind: str, settings_type: type[S], run: Run[S]) -> int:
-    """Run one module as this process; returns its exit code."""
+def main(kind: str, settings_type: type[S], run: Run[S], check: Check[S] = nothing) -> int:
+    """Run one module as this process; returns its exit code.
+
+    Args:
+        kind: capture, inference, decision, buffer or uplink.
+        settings_type: of the module.
+        run: the module.
+        check: what types cannot see in settings that are changed from outside.
+    """
     configure_logging("json", "info", kind)
+    adjuster: Adjuster[S] | None = None
     try:
-        settings = load(settings_type)
-        configure_logging(settings.log, settings.log_level, settings.module)
-        _serve(kind, settings, run)
-    except ConfigError as error:
-        for problem in error.problems:
-            log.error("config.wrong", problem=problem)  # noqa: TRY400 - says where, what and what to do
-            print(problem, file=sys.stderr)
-        return error.exit_code
+        deployed = load(settings_type)
+        configure_logging(deployed.log, deployed.log_level, deployed.module)
+        adjuster = Adjuster(deployed, _writable(Path(deployed.state)) / "desired.json", check)
+        return _serve(kind, adjuster, run)
+    except (ConfigError, PackageError) as error:
+        if adjuster is not None and adjuster.on_trial:
+            adjuster.failed(str(error))
+            return RESTART_ASKED
+        return _ended(error)
     except SkerryError as error:
-        log.error(  # noqa: TRY400 - raised on purpose: its text says all
-            "module.failed", error=str(error), kind=type(error).__name__
-        )
-        return error.exit_code
+        return _ended(error)
     except Exception as error:
         log.exception("module.crashed", error=str(error))
         return SkerryError.exit_code
-    return 0
 
 
-def _serve(kind: str, settings: S, run: Run[S]) -> None:
+def _ended(error: SkerryError) -> int:
+    """Say why the module ends; its exit code."""
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            log.error("config.wrong", problem=problem)
+            print(problem, file=sys.stderr)
+    else:
+        log.error("module.failed", error=str(error), kind=type(error).__name__)
+    return error.exit_code
+
+
+def _serve(kind: str, adjuster: Adjuster[S], run: Run[S]) -> int:
     from skerry.mqtt import MqttBus  # noqa: PLC0415 - tests of a module need no MQTT client
 
+    settings = adjuster.now
+    configure_logging(settings.log, settings.log_level, settings.module)
+    levels = Levels(settings)
     bus = MqttBus(settings.bus, settings.site, settings.module, will=(STATUS, last_will(settings, kind)))
     try:
-        host = Host(settings, kind, bus)
+        host = Host(settings, kind, bus, adjuster)
         # Not Event.set: a handler that interrupts Event.wait on this thread would wait for its own lock.
         asked: SimpleQueue[int] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: asked.put(received))
         bus.on_connect(lambda: host.announce(always=True))
+        _answer(host, levels)
+        host.remote.watch(levels.settings)
+        host.remote.start()
         bus.connect()
         threading.Thread(target=_watch, args=(host, asked), name="watchdog", daemon=True).start()
         threading.Thread(target=_report, args=(host,), name="metrics", daemon=True).start()
@@ -237,10 +276,71 @@ def _serve(kind: str, settings: S, run: Run[S]) -> None:
         except Exception as error:
             host.goodbye(f"{type(error).__name__}: {error}")
             raise
-        host.goodbye()
+        host.goodbye("asked to restart" if host.restart_asked else "")
         log.info("module.stopped", kind=kind)
+        return RESTART_ASKED if host.restart_asked else 0
     finally:
         bus.close()
+
+
+class Levels:
+    """How much is logged: what the settings say, and for a time what a command says."""
+
+    def __init__(self, settings: ModuleSettings) -> None:
+        self._settings = settings
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        self._shown = settings.log_level
+
+    def settings(self, settings: ModuleSettings) -> None:
+        """The settings are these now."""
+        with self._lock:
+            self._settings = settings
+            if self._timer is None:
+                self._set(settings.log_level)
+
+    def for_a_time(self, level: LogLevel, seconds: float) -> None:
+        """Log at this level, then as before."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._set(level)
+            self._timer = threading.Timer(seconds, self._back)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _back(self) -> None:
+        with self._lock:
+            if threading.current_thread() is self._timer:
+                self._timer = None
+                self._set(self._settings.log_level)
+
+    def _set(self, level: LogLevel) -> None:
+        if level != self._shown:
+            self._shown = level
+            configure_logging(self._settings.log, level, self._settings.module)
+
+
+def _answer(host: Host, levels: Levels) -> None:
+    """What every module answers."""
+
+    def ping(_: Ping) -> dict[str, Any]:
+        state, reason = host.condition
+        return {"module": host.settings.module, "state": state, "reason": reason, "version": __version__}
+
+    def log_level(asked: ChangeLogLevel) -> dict[str, Any]:
+        levels.for_a_time(asked.level, asked.seconds)
+        return {"level": asked.level, "seconds": asked.seconds}
+
+    def restart(_: Restart) -> dict[str, Any]:
+        host.restart_asked = True
+        # After the answer is on its way; draining says it again, should it be lost.
+        threading.Timer(_ANSWER_S, host.stopping.set).start()
+        return {"restarting": host.settings.module}
+
+    host.remote.answer("ping", Ping, ping)
+    host.remote.answer("log_level", ChangeLogLevel, log_level)
+    host.remote.answer("restart", Restart, restart)
 
 
 def _watch(host: Host, asked: SimpleQueue[int]) -> None:

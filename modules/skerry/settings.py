@@ -26,8 +26,15 @@ Problem = tuple[str, str]
 
 _Listed = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
 
+LIVE = Meta(extra={"change": "live"})
+"""Marks a setting that may be changed from outside, at once: `rules: Annotated[..., LIVE]`."""
+
+RESTART = Meta(extra={"change": "restart"})
+"""Marks a setting that may be changed from outside, from the next start of the module on."""
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +78,7 @@ class ModuleSettings(Settings, frozen=True, kw_only=True):
     http_port: Port | None = None
     """Port of /healthz, /readyz and /metrics; 0 takes a free one, null serves none."""
     log: Literal["json", "console"] = "json"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[LogLevel, LIVE] = "info"
     grace_s: Positive = 4.0
     """After SIGTERM, how long to drain before giving up."""
     watchdog_s: Positive = 30.0

@@ -15,6 +15,7 @@ from skerry.service import Host, Run, S
 def running(run: Run[S], settings: S, bus: Bus, kind: str = "test") -> Iterator[Host]:
     """Run a module on a thread until the block ends; an exception of the module is raised here."""
     host = Host(settings, kind, bus)
+    host.remote.start()
     failure: list[BaseException] = []
 
     def target() -> None:
@@ -31,6 +32,7 @@ def running(run: Run[S], settings: S, bus: Bus, kind: str = "test") -> Iterator[
         host.stopping.set()
         thread.join(10)
         assert not thread.is_alive(), f"{kind} did not stop within 10 s"
+        host.remote.stop()
         host.tally.close()
         if failure:
             raise failure[0]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from skerry.messages import Lane, Name
-from skerry.settings import ModuleSettings, Positive, Settings
+from skerry.settings import LIVE, ModuleSettings, Positive, Settings
 
 _MIB = 1024 * 1024
 
@@ -30,7 +30,7 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     limit_bytes: Annotated[int, Meta(ge=32 * _MIB)] = 256 * _MIB
     """Bound of the bytes on disk. When it is reached, the oldest segment of the lowest lane that may
     evict is given up, and a gap record says what was in it."""
-    lanes: dict[Lane, LaneSettings] = field(default_factory=dict)
+    lanes: Annotated[dict[Lane, LaneSettings], LIVE] = field(default_factory=dict)
     """What is particular to a lane."""
     segment_bytes: Annotated[int, Meta(ge=256 * 1024, le=8 * _MIB)] = 8 * _MIB
     """Size of one file of the log: what is freed, or given up, at a time; at most a sixteenth of
@@ -42,7 +42,7 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     hexadecimal digits. Empty: they are not encrypted."""
     old_key_files: tuple[str, ...] = ()
     """Keys that what is still on disk may be encrypted with, after a change of the key."""
-    linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    linger_ms: Annotated[float, Meta(ge=0, le=1000), LIVE] = 5.0
     """How long a commit waits for more events. One flush of the disk is shared by all of them;
     an alarm does not wait."""
     max_batch: Annotated[int, Meta(ge=1, le=10_000)] = 1000
@@ -56,7 +56,7 @@ class BufferSettings(ModuleSettings, frozen=True, kw_only=True):
     """Bytes in one outbound message; a record that is larger goes alone."""
     window_batches: Annotated[int, Meta(ge=1, le=64)] = 8
     """Outbound messages of a lane that may be unconfirmed."""
-    backlog_s: Positive = 10.0
+    backlog_s: Annotated[Positive, LIVE] = 10.0
     """A lane whose oldest record has waited for longer has a backlog; the uplink lets what is new in
     other lanes share the pipe with it."""
     quarantine_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * _MIB

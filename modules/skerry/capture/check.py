@@ -7,7 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from skerry.capture.settings import Camera, FileSource, ImagesSource, MjpegSource, RtspSource, V4l2Source
+from skerry.capture.settings import (
+    Camera,
+    CaptureSettings,
+    FileSource,
+    ImagesSource,
+    MjpegSource,
+    RtspSource,
+    V4l2Source,
+)
 from skerry.settings import Problem
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -20,15 +28,30 @@ def camera_problems(camera: Camera, path: str) -> list[Problem]:
         camera: the parsed settings.
         path: of the camera in its file, e.g. `$.cameras[0]`.
     """
+    return [*_shape_problems(camera, path), *_source_problems(camera, f"{path}.source")]
+
+
+def settings_problems(settings: CaptureSettings) -> list[Problem]:
+    """What is wrong with settings that were changed from outside, said without looking at any file.
+
+    Args:
+        settings: of the module.
+    """
+    return [
+        p for n, camera in enumerate(settings.cameras) for p in _shape_problems(camera, f"$.cameras[{n}]")
+    ]
+
+
+def _shape_problems(camera: Camera, path: str) -> list[Problem]:
     found: list[Problem] = []
     if camera.roi is not None:
         x1, y1, x2, y2 = camera.roi
         if x1 >= x2 or y1 >= y2:
             found.append((f"{path}.roi", f"expected x1 < x2 and y1 < y2, got {list(camera.roi)}"))
-    for n, polygon in enumerate(camera.masks):
-        if len(set(polygon)) < 3:
-            found.append((f"{path}.masks[{n}]", "expected 3 or more different corners"))
-    found += _source_problems(camera, f"{path}.source")
+    for name, masks in (("masks", camera.masks), ("more_masks", camera.more_masks)):
+        for n, polygon in enumerate(masks):
+            if len(set(polygon)) < 3:
+                found.append((f"{path}.{name}[{n}]", "expected 3 or more different corners"))
     return found
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from msgspec import Meta
 
 from skerry.messages import Fraction, Name
-from skerry.settings import ModuleSettings, Positive, Settings
+from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 
 Pace = Literal["realtime", "fast"]
 """`realtime` follows the media's clock; `fast` waits for each frame's result and never skips one."""
@@ -122,20 +122,26 @@ class Camera(Settings, frozen=True, kw_only=True):
 
     name: Name
     source: Source
-    fps: Fps | None = None
+    fps: Annotated[Fps | None, LIVE] = None
     """Take at most this many frames a second of media time, evenly; the rest are never captured."""
-    width: Pixels | None = None
+    width: Annotated[Pixels | None, RESTART] = None
     """Width of what is captured; with `height` left out, that follows from the aspect ratio."""
-    height: Pixels | None = None
-    roi: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    height: Annotated[Pixels | None, RESTART] = None
+    roi: Annotated[tuple[Fraction, Fraction, Fraction, Fraction] | None, RESTART] = None
     """x1, y1, x2, y2 of the part to keep, as fractions of the picture as delivered."""
-    rotate: Literal[0, 90, 180, 270] = 0
+    rotate: Annotated[Literal[0, 90, 180, 270], RESTART] = 0
     """Degrees clockwise."""
     masks: tuple[Polygon, ...] = ()
-    """Painted black, in fractions of the captured picture: what is under them is never stored."""
-    stall_s: Positive = 5.0
+    """Painted black, in fractions of the captured picture: what is under them is never stored.
+    Nobody can take them away from outside."""
+    more_masks: Annotated[tuple[Polygon, ...], LIVE] = ()
+    """The same, for masks that may be set and taken away from outside."""
+    snapshots: Literal["never", "blurred", "allowed"] = "never"
+    """Whether the command `snapshot` gets a picture of this camera, always with its masks: none, one in which
+    things can be told apart and nobody can be recognised, or the picture as it is."""
+    stall_s: Annotated[Positive, LIVE] = 5.0
     """No frame for this long: degraded, and the source is opened again."""
-    late_s: Positive = 0.5
+    late_s: Annotated[Positive, LIVE] = 0.5
     """A frame that is this far behind is skipped, to stay current."""
     backoff: Backoff = Backoff()
 

@@ -6,10 +6,19 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from skerry.decision.geometry import Point, area, crosses_itself
-from skerry.decision.settings import CountRule, LineRule, RateRule, Rule, RuleSettings
+from skerry.decision.settings import CountRule, DecisionSettings, LineRule, RateRule, Rule, RuleSettings
 from skerry.settings import Problem
 
 _LEAST_AREA = 1e-6
+
+
+def settings_problems(settings: DecisionSettings) -> list[Problem]:
+    """What is wrong with settings that were changed from outside.
+
+    Args:
+        settings: of the module.
+    """
+    return rule_problems(settings.rules, settings.cameras, {})
 
 
 def rule_problems(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from skerry.messages import Count, Fraction, Lane, Name
-from skerry.settings import ModuleSettings, Positive, Settings
+from skerry.settings import LIVE, ModuleSettings, Positive, Settings
 
 Seconds = Annotated[float, Meta(ge=0.0)]
 Point = tuple[Fraction, Fraction]
@@ -65,6 +65,8 @@ class RuleSettings(Settings, frozen=True, kw_only=True, tag_field="kind"):
     name: Name
     """Names the rule in events; unique in the site."""
     camera: Name
+    enabled: bool = True
+    """false: the rule says nothing and forgets what it knew, as if it were not there."""
     labels: tuple[str, ...] = ()
     """Labels of the model that the rule looks at; none means all."""
     min_score: Fraction = 0.0
@@ -222,8 +224,8 @@ class DecisionSettings(ModuleSettings, frozen=True, kw_only=True):
     """What one decision module decides on."""
 
     cameras: Annotated[tuple[Name, ...], Meta(min_length=1)]
-    tracker: TrackerSettings = TrackerSettings()
-    rules: tuple[Rule, ...] = ()
+    tracker: Annotated[TrackerSettings, LIVE] = TrackerSettings()
+    rules: Annotated[tuple[Rule, ...], LIVE] = ()
     queue: Annotated[int, Meta(ge=1, le=10_000)] = 32
     """Results per camera that may wait; the oldest makes room and is counted."""
     outbox_events: Annotated[int, Meta(ge=1)] = 100_000

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from skerry.messages import Fraction, Name
-from skerry.settings import ModuleSettings, Positive, Settings
+from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
@@ -31,18 +31,18 @@ class BatchSettings(Settings, frozen=True, kw_only=True):
 class ModelUse(Settings, frozen=True, kw_only=True):
     """A model and the cameras it looks at."""
 
-    package: Annotated[str, Meta(min_length=1)]
+    package: Annotated[str, Meta(min_length=1), RESTART]
     """Folder of the package."""
     cameras: tuple[Name, ...] = ()
     """Empty: every camera that no other model names."""
-    runtime: RuntimeName = "auto"
+    runtime: Annotated[RuntimeName, RESTART] = "auto"
     """`auto` measures what is installed on this device, once, and takes the fastest."""
-    device: Device = "cpu"
-    threads: Annotated[int, Meta(ge=1, le=256)] | None = None
+    device: Annotated[Device, RESTART] = "cpu"
+    threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, RESTART] = None
     """Threads of one run on the CPU. null: half of the cores this process may use, at least one."""
-    score_threshold: Fraction | None = None
+    score_threshold: Annotated[Fraction | None, LIVE] = None
     """In place of the package's own."""
-    batch: BatchSettings = BatchSettings()
+    batch: Annotated[BatchSettings, RESTART] = BatchSettings()
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from skerry.batches import Compression
 from skerry.messages import Lane, Name
-from skerry.settings import ModuleSettings, Port, Positive, Settings, TlsSettings
+from skerry.settings import LIVE, ModuleSettings, Port, Positive, Settings, TlsSettings
 from skerry.uplink.hours import span, zone
 from skerry.uplink.limits import Bounds, Limits
 
@@ -258,9 +258,9 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     name: Name = "uplink"
     """The link's name: the key of `outbound`, `receipts` and `delivered`."""
     link: Link
-    sending: Sending = Sending()
+    sending: Annotated[Sending, LIVE] = Sending()
     remote: RemoteSettings = RemoteSettings()
-    backoff: BackoffSettings = BackoffSettings()
+    backoff: Annotated[BackoffSettings, LIVE] = BackoffSettings()
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     """Of each lane, what may be in memory, waiting or on its way; the buffer repeats what finds no room."""
 
