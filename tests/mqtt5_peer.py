@@ -40,7 +40,7 @@ class Peer:
     """Takes connections one after the other on a thread.
 
     Args:
-        keys: as `certificates.make` leaves them.
+        keys: as `authority.make` leaves them.
 
     Attributes:
         answers: what the next messages are answered with: the reason code of a PUBACK, or one of the

@@ -16,7 +16,7 @@ class TlsBroker:
 
     Args:
         folder: of its configuration.
-        keys: as `certificates.make` leaves them.
+        keys: as `authority.make` leaves them.
         certificate: which of the server's it shows.
     """
 

@@ -1,7 +1,6 @@
 """The bus over TLS, with client certificates and with a password."""
 
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -14,6 +13,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+import authority
 import needs
 from mqtt_raw import receive, remaining_length, text
 from samples import metrics
@@ -25,31 +25,14 @@ from skerry.mqtt import MqttBus
 from skerry.settings import BusSettings, TlsSettings
 from skerry.testing import eventually
 
-pytestmark = [needs.mosquitto, needs.unless(shutil.which("openssl") is not None, "needs the openssl program")]
-
-
-def openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+pytestmark = needs.mosquitto
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
     """ca.pem, server.pem/.key (for localhost), client.pem/.key, other.pem (another authority)."""
-    folder = tmp_path_factory.mktemp("keys")
-    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    sign = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"]
-    for name in ("ca", "other"):
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        openssl(folder, "req", "-x509", *new, *files, "-subj", f"/CN={name}", "-days", "2")
-    for name, extra in (
-        ("server", "subjectAltName=DNS:localhost"),
-        ("client", "extendedKeyUsage=clientAuth"),
-    ):
-        openssl(folder, "req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / f"{name}.ext").write_text(extra)
-        files = ["-in", f"{name}.csr", "-out", f"{name}.pem", "-extfile", f"{name}.ext"]
-        openssl(folder, "x509", "-req", *files, *sign)
-    openssl(folder, "ec", "-in", "client.key", "-aes128", "-passout", "pass:secret", "-out", "locked.key")
+    folder = authority.make(tmp_path_factory.mktemp("keys"))
+    authority.lock(folder / "client.key", "secret")
     return folder
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import certificates
+import authority
 import needs
 from events import events
 from mqtt5_peer import HANG_UP, SILENCE, TOO_LARGE, Peer
@@ -38,12 +38,12 @@ from skerry.uplink.links.aws import AwsLink
 from skerry.uplink.module import run
 from tls_broker import TlsBroker
 
-pytestmark = [needs.mosquitto, certificates.openssl]
+pytestmark = needs.mosquitto
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
-    return certificates.make(tmp_path_factory.mktemp("keys"))
+    return authority.make(tmp_path_factory.mktemp("keys"))
 
 
 def files(keys: Path, certificate: str = "client", ca: str = "ca") -> TlsSettings:

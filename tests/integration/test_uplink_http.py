@@ -472,7 +472,7 @@ class TestTls:
             assert far.connections == 1
 
     def test_no_certificate_or_an_old_one_is_said_to_be_refused(self, authority: Authority) -> None:
-        old = self.client(authority, days_over=1)
+        old = self.client(authority, days=(-7, -1))
         with HttpFarEnd(authority.server("localhost", mutual=True)) as far:
             for tls in (TlsSettings(ca=str(authority.ca)), old):
                 with linked(far, tls=tls) as link:
@@ -492,7 +492,7 @@ class TestTls:
 
     def test_an_expired_server_is_an_impostor(self, authority: Authority) -> None:
         context = authority.server("localhost")
-        context.load_cert_chain(*authority.issue("old", "localhost", days_over=1))
+        context.load_cert_chain(*authority.issue("old", "localhost", days=(-7, -1)))
         with HttpFarEnd(context) as far, made(far, tls=TlsSettings(ca=str(authority.ca))) as link:
             assert "certificate has expired" in str(shut(link))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import authority
 import needs
 from events import event
 from records import of, record, records
@@ -31,7 +32,7 @@ from skerry.uplink import settings as given
 from skerry.uplink.limits import Bounds
 from skerry.uplink.links.mqtt import MqttLink
 
-pytestmark = [needs.mosquitto, needs.unless(shutil.which("openssl") is not None, "needs the openssl program")]
+pytestmark = needs.mosquitto
 
 
 def link_to(**options: object) -> MqttLink:
@@ -42,25 +43,7 @@ def link_to(**options: object) -> MqttLink:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
     """An authority, a certificate for localhost and one for a client, and another authority."""
-    folder = tmp_path_factory.mktemp("keys")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    for name in ("ca", "other"):
-        openssl(
-            "req", "-x509", *curve, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
-        )
-    for name, extra in (
-        ("server", "subjectAltName=DNS:localhost"),
-        ("client", "extendedKeyUsage=clientAuth"),
-    ):
-        openssl("req", *curve, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / f"{name}.ext").write_text(extra)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-                "-out", f"{name}.pem", "-days", "2", "-extfile", f"{name}.ext")  # fmt: skip
-    return folder
+    return authority.make(tmp_path_factory.mktemp("keys"))
 
 
 @contextmanager
