@@ -15,7 +15,8 @@ from skerry.mqtt import tls_context
 from skerry.settings import TlsSettings
 
 T = TypeVar("T")
-_Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, int, int, int]
+"""What changes when a file does."""
 _VISIBLE = re.compile(r"[!-~]([ -~]*[!-~])?")
 _MOST_BYTES = 64 * 1024
 
@@ -62,8 +63,8 @@ class Watched(Generic[T]):
         """Read it again the next time, changed or not."""
         self._stamps = ()
 
-    def _look(self) -> tuple[_Stamp | None, ...]:
-        return tuple(map(_stamp, self._files))
+    def _look(self) -> tuple[Stamp | None, ...]:
+        return tuple(map(stamp, self._files))
 
 
 def secret(where: str, file: str) -> Watched[str]:
@@ -108,7 +109,8 @@ def _line(where: str, file: str) -> str:
     return text
 
 
-def _stamp(file: str) -> _Stamp | None:
+def stamp(file: str) -> Stamp | None:
+    """What tells the content of a file from another; None: it is not there."""
     try:
         found = Path(file).stat()
     except OSError:
