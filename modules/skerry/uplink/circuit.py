@@ -28,6 +28,10 @@ class Circuit:
         self._asked_until = 0.0
         self.failures = 0
 
+    def go_by(self, backoff: Backoff, longest_asked_s: float) -> None:
+        """Wait otherwise from the next failure on."""
+        self._backoff, self._longest_asked_s = backoff, longest_asked_s
+
     def state(self, now: float) -> State:
         """The state at a monotonic time in seconds."""
         if not self.failures:

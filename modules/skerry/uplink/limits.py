@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from skerry.settings import Positive, Settings
+from skerry.settings import LIVE, RESTART, Positive, Settings
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,14 +45,15 @@ PRESETS: dict[Preset, Bounds] = {
 class Limits(Settings, frozen=True, kw_only=True):
     """Limits of a link: a cloud's documented ones, your own, or a mix: what is given here wins."""
 
-    preset: Preset | None = None
-    """Left out: that of the link, which is aws-iot-core for `aws`, and none for the others."""
-    messages_per_s: Positive | None = None
-    bytes_per_s: Positive | None = None
+    preset: Annotated[Preset | None, RESTART] = None
+    """Left out: that of the link, aws-iot-core for `aws` and `greengrass`, azure-iot-hub-s1
+    for `azure` without an edgeHub, none for the others."""
+    messages_per_s: Annotated[Positive | None, LIVE] = None
+    bytes_per_s: Annotated[Positive | None, LIVE] = None
     """Of payloads as they are sent, compressed where they are."""
-    message_bytes: Annotated[int, Meta(ge=1024)] | None = None
+    message_bytes: Annotated[Annotated[int, Meta(ge=1024)] | None, RESTART] = None
     """A larger event is refused, and goes to the buffer's quarantine."""
-    unacked_messages: Annotated[int, Meta(ge=1)] | None = None
+    unacked_messages: Annotated[Annotated[int, Meta(ge=1)] | None, RESTART] = None
     """Messages that may wait for their confirmation."""
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ class MemoryLink(Link):
         refuse: the reason to reject an event, or "".
         window: batches that may be under way.
         late: a refusal comes with `finish`, not with `start`; for a window of 1.
+        steered: desired states and commands come down: the test puts them into the downlink itself.
 
     Attributes:
         down: `open`, `start` and `finish` raise `LinkDown`.
@@ -33,12 +35,22 @@ class MemoryLink(Link):
         batches: how many events each batch had.
         opened: how often the link was opened.
         most: the most batches that ever were under way.
+        reports: every report that was taken.
+        deaf: reports are not confirmed.
     """
 
     def __init__(
-        self, refuse: Callable[[Event], str] = lambda _: "", *, window: int = 4, late: bool = False
+        self,
+        refuse: Callable[[Event], str] = lambda _: "",
+        *,
+        window: int = 4,
+        late: bool = False,
+        steered: bool = False,
     ) -> None:
         self.window = window
+        self.steered = steered
+        self.reports: list[dict[str, Any]] = []
+        self.deaf = False
         self.down = False
         self.forgetful = 0
         self.slow = False
@@ -93,6 +105,11 @@ class MemoryLink(Link):
         if reason:
             raise Rejected(reason)
         return True
+
+    def report(self, document: dict[str, Any], timeout_s: float) -> None:
+        if self.deaf or not self._open:
+            raise LinkDown(f"memory: not confirmed within {timeout_s:g} s")
+        self.reports.append(document)
 
     def close(self) -> None:
         self._open = False
