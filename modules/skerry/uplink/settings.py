@@ -156,6 +156,24 @@ def _check_header(where: str, name: str, seen: set[str]) -> None:
     seen.add(lower)
 
 
+ShadowName = Annotated[str, Meta(pattern=r"^[$a-zA-Z0-9:_-]{0,64}$")]
+"""AWS IoT Device Shadow service: the name of a shadow."""
+ThingName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9:_-]{0,128}$")]
+
+
+class Provisioning(Settings, frozen=True, kw_only=True):
+    """Fleet provisioning by claim: a certificate that many devices share gets one of the device's own."""
+
+    template: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_-]{1,36}$")]
+    """The name of the provisioning template."""
+    claim_certificate: Annotated[str, Meta(min_length=1)]
+    """PEM file of the claim certificate."""
+    claim_key: Annotated[str, Meta(min_length=1)]
+    """PEM file of its private key."""
+    parameters: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the template asks for, such as a serial number. No secrets here."""
+
+
 class AwsLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="aws"):
     """The far end is AWS IoT Core: MQTT 5 over mutual TLS, CloudEvents JSON batches, QoS 1."""
 
@@ -163,7 +181,7 @@ class AwsLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="aws"):
     """The host: `aws iot describe-endpoint --endpoint-type iot:Data-ATS` says it."""
     port: Port = 8883
     """443 works as well, where a firewall wants it."""
-    tls: TlsSettings
+    tls: TlsSettings = TlsSettings()
     """The device's certificate and key; with `ca` empty the system's authorities, which know Amazon's."""
     client_id: Annotated[str, Meta(max_length=128)] = ""
     """Empty: `skerry-SITE-LINK`. The policy must allow it; many want the name of the thing."""
@@ -173,16 +191,69 @@ class AwsLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="aws"):
     """To connect (20 s at most), and for the confirmation of a batch."""
     keepalive_s: Annotated[int, Meta(ge=5, le=1200)] = 60
     """MQTT keep-alive; IoT Core takes less than 30 for 30."""
+    shadow: ShadowName = "skerry"
+    """The named shadow that holds the desired and the reported state; empty: none."""
+    thing: ThingName = ""
+    """Whose shadow. Empty: the thing that was provisioned, else `client_id`."""
+    remote_topic: Annotated[str, Meta(max_length=200)] = "skerry/{site}/remote"
+    """Commands come to `requests/NAME` below it, answers go to `responses`; empty: none."""
+    provisioning: Provisioning | None = None
+    """How to get a certificate of our own when there is none yet; it is kept in the state folder."""
 
     def __post_init__(self) -> None:
         for name in ("certificate", "key"):
-            if not getattr(self.tls, name):
+            has = bool(getattr(self.tls, name))
+            if self.provisioning is None and not has:
                 raise ValueError(f"tls.{name}: expected a file, got nothing (IoT Core wants mutual TLS)")
+            if self.provisioning is not None and has:
+                raise ValueError(f"tls.{name}: expected none with provisioning, which keeps its own")
         if not _template(self.topic) <= {"site", "lane"}:
             raise ValueError(f"topic: expected only {{site}} and {{lane}}, got {self.topic!r}")
+        _check_remote_topic(self.remote_topic)
 
 
-Link = FileLink | MqttLink | HttpLink | AwsLink
+class GreengrassLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="greengrass"):
+    """The far end is IoT Core, through the Greengrass nucleus that runs us as a component."""
+
+    topic: Annotated[str, Meta(min_length=1, max_length=256)] = "skerry/{site}/far/{lane}"
+    """`{site}` and `{lane}` are put in; the recipe's accessControl must allow the result."""
+    confirm: Literal["nucleus", "echo"] = "nucleus"
+    """What confirms a batch: the nucleus' answer while it is connected, or the batch as IoT Core sends it
+    back, which costs as much traffic again."""
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
+    """To connect (20 s at most), and for the confirmation of a batch."""
+    max_payload_bytes: Annotated[int, Meta(ge=1024, le=128 * 1024)] = 128 * 1024
+    """Of a message. Greengrass lite takes packets of 10,000 bytes, so 7000 there."""
+    desired: Literal["configuration", "shadow", "none"] = "configuration"
+    """What holds the desired state: the component's configuration, below the key `desired`, or a shadow."""
+    reported: Literal["topic", "configuration", "shadow", "none"] = "topic"
+    """Where the state is told: the topic `reported` below `remote_topic`, retained in IoT Core; the
+    component's own configuration, below the key `reported`; or the shadow."""
+    shadow: ShadowName = "skerry"
+    """The named shadow, where `desired` or `reported` is one."""
+    thing: ThingName = ""
+    """Whose shadow. Empty: the core device's own, which the nucleus names to its components."""
+    remote_topic: Annotated[str, Meta(max_length=200)] = "skerry/{site}/remote"
+    """Commands come to `requests/NAME` below it, answers go to `responses`; empty: none."""
+    commands: tuple[Literal["local", "iot-core"], ...] = ("local", "iot-core")
+    """Where they may come from: the core device's local publish/subscribe, and IoT Core."""
+
+    def __post_init__(self) -> None:
+        if not _template(self.topic) <= {"site", "lane"}:
+            raise ValueError(f"topic: expected only {{site}} and {{lane}}, got {self.topic!r}")
+        _check_remote_topic(self.remote_topic)
+        if "shadow" in (self.desired, self.reported) and not self.shadow:
+            raise ValueError("shadow: expected a name with desired or reported: shadow, got nothing")
+        if self.reported == "topic" and not self.remote_topic:
+            raise ValueError("remote_topic: expected a topic with reported: topic, got nothing")
+
+
+def _check_remote_topic(topic: str) -> None:
+    if not _template(topic) <= {"site"}:
+        raise ValueError(f"remote_topic: expected only {{site}}, got {topic!r}")
+
+
+Link = FileLink | MqttLink | HttpLink | AwsLink | GreengrassLink
 
 
 class BackoffSettings(Settings, frozen=True, kw_only=True):
@@ -267,4 +338,5 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     @property
     def bounds(self) -> Bounds:
         """What the link must keep to."""
-        return self.sending.limits.on("aws-iot-core" if isinstance(self.link, AwsLink) else "none")
+        aws = isinstance(self.link, AwsLink | GreengrassLink)
+        return self.sending.limits.on("aws-iot-core" if aws else "none")

@@ -38,12 +38,17 @@ class Link(Protocol):
         steered: whether desired states and commands come down this link too, into the `Downlink` that it
             was made with, while it is open. The uplink keeps such a link open with nothing to send, and
             calls `finish(0)` now and then to hear that it is lost.
+        trouble: what does not work of the way down while batches go out, and what to do; "" when all does.
     """
 
     window: int
     whole: bool = True
     max_bytes: float = math.inf
     steered: bool = False
+
+    @property
+    def trouble(self) -> str:
+        return ""
 
     @abstractmethod
     def open(self) -> None:
@@ -124,7 +129,6 @@ def make(settings: given.UplinkSettings, stop: threading.Event, downlink: Downli
     Raises:
         ConfigError: a file that it needs cannot be read, or a package is missing.
     """
-    del downlink
     if isinstance(settings.link, given.FileLink):
         from skerry.uplink.links.file import FileLink  # noqa: PLC0415 - only the one that is used
 
@@ -136,7 +140,19 @@ def make(settings: given.UplinkSettings, stop: threading.Event, downlink: Downli
     if isinstance(settings.link, given.AwsLink):
         from skerry.uplink.links.aws import AwsLink  # noqa: PLC0415 - only the one that is used
 
-        return AwsLink(settings.link, settings.site, settings.name, stop, settings.bounds)
+        return AwsLink(
+            settings.link, settings.site, settings.name, stop, settings.bounds,
+            downlink=downlink, state=Path(settings.state),
+        )  # fmt: skip
+    if isinstance(settings.link, given.AzureLink):
+        from skerry.uplink.links.azure import AzureLink  # noqa: PLC0415 - only the one that is used
+
+        folder = Path(settings.state)
+        return AzureLink(settings.link, settings.site, folder, stop, settings.bounds, downlink)
+    if isinstance(settings.link, given.GreengrassLink):
+        from skerry.uplink.links.greengrass import GreengrassLink  # noqa: PLC0415 - only the one that is used
+
+        return GreengrassLink(settings.link, settings.site, stop, settings.bounds, downlink=downlink)
     from skerry.uplink.links.mqtt import MqttLink  # noqa: PLC0415 - only the one that is used
 
     return MqttLink(settings.link, settings.site, settings.name, stop, settings.sending.limits.all)

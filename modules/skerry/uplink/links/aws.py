@@ -8,6 +8,8 @@ The client would keep what is not confirmed, in memory, and send it again when i
 does here: each `open` has a client of its own, which makes one attempt, has no session, refuses what it
 is given while not connected, and is stopped when its connection ends. What is sent again, the uplink sends.
 
+A named shadow holds the desired and the reported state; commands come on topics: `aws_steering`.
+
 Source: MQTT 5.0, sections 3.4.2.1 (PUBACK reason codes) and 3.14.2.1 (DISCONNECT reason codes); AWS IoT
 Core endpoints and quotas, message broker and protocol limits.
 """
@@ -21,16 +23,22 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from skerry.batches import encode
 from skerry.errors import ConfigError, LinkDown, Rejected
 from skerry.messages import LANES, Lane
-from skerry.mqtt import tls_context
+from skerry.settings import TlsSettings
 from skerry.uplink import settings as given
+from skerry.uplink.credentials import Watched
+from skerry.uplink.downlink import Downlink
 from skerry.uplink.limits import Bounds
 from skerry.uplink.links import Cost, Link, handshake
-from skerry.uplink.links.aws_client import Heard, Sdk
+from skerry.uplink.links.aws_client import Heard, Identity, Sdk, identity
+from skerry.uplink.links.aws_provisioning import Device, Provision
+from skerry.uplink.links.aws_steering import Known, Pipe, Steering
+from skerry.uplink.links.shadow import Shadow
 from skerry.uplink.record import Record
 
 _PAYLOAD_BYTES = 128 * 1024
@@ -39,6 +47,8 @@ _CLIENT_ID_BYTES = 128
 _CONNECT_S = 20.0
 _STOP_S = 1.0
 """For the client to hang up; a frozen far end gets no longer, and the client ends by itself then."""
+_LOOK_S = 1.0
+"""Between two looks at the files."""
 _LISTED = 8
 """Types and sources that the properties of a message name; IoT Core takes 8 KB of properties."""
 _LONGEST = 256
@@ -71,6 +81,8 @@ class AwsLink(Link):
         name: the link's, put into the client's name.
         stop: once set, nothing waits any more.
         bounds: of the size of a message; the rest is for others to keep.
+        downlink: where desired states and commands are put; None: they are left alone.
+        state: folder for the certificate of our own, with provisioning.
 
     Raises:
         ConfigError: the package is missing, a file is not what it should be, or a name is too long.
@@ -81,42 +93,75 @@ class AwsLink(Link):
 
     def __init__(
         self, settings: given.AwsLink, site: str, name: str, stop: threading.Event,
-        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+        bounds: Bounds = Bounds(), *,  # noqa: B008 - frozen
+        downlink: Downlink | None = None, state: Path = Path("/var/lib/skerry"),
     ) -> None:  # fmt: skip
         self._sdk = Sdk()
         self._settings = settings
         self._site = site
+        self._name = f"skerry-{site}-{name}"
         self._stop = stop
-        self._id = settings.client_id or f"skerry-{site}-{name}"
-        if len(self._id.encode()) > _CLIENT_ID_BYTES:
-            raise ConfigError(f"link.client_id: expected at most {_CLIENT_ID_BYTES} bytes, got {self._id!r}")
+        if len((settings.client_id or self._name).encode()) > _CLIENT_ID_BYTES:
+            raise ConfigError(
+                f"link.client_id: expected at most {_CLIENT_ID_BYTES} bytes, "
+                f"got {settings.client_id or self._name!r}"
+            )
         self._topics = {lane: _topic(settings.topic, site, lane) for lane in LANES}
         self._max_payload = int(min(_PAYLOAD_BYTES, bounds.message_bytes))
         self.max_bytes = self._max_payload - 2
         self._paced = math.isfinite(bounds.messages_per_s) or math.isfinite(bounds.bytes_per_s)
         self._where = f"{settings.endpoint}:{settings.port}"
+        self._downlink = downlink
+        self._remote = settings.remote_topic.format(site=site)
+        self.steered = downlink is not None and bool(settings.shadow or self._remote)
+        self._known = Known(Shadow(downlink or Downlink()), {}, {})
+        self._steering: Steering | None = None
         self._heard = Heard()
         self._client: Any = None
         self._under_way: deque[_Sent] = deque()
         self._moved = 0.0
-        tls_context(settings.tls)  # a mistake in the files is found at the start, not in a year
+        self._provision = Provision(self._sdk, settings, self._name, state / "aws", stop)
+        self._device: Device | None = None
+        self._credentials: Watched[Identity] | None = None
+        self._version = 0
+        self._looked = 0.0
+        # A mistake in the files is found at the start, not in a year.
+        if settings.provisioning is None:
+            self._use(Device(settings.tls, ""))
+        elif found := self._provision.found():
+            self._use(found)
+
+    @property
+    def trouble(self) -> str:
+        """What does not work of the way down; "" when all does."""
+        steering = self._steering
+        return "; ".join(steering.trouble.values()) if steering is not None else ""
 
     def open(self) -> None:
         self.close()
         patience_s = min(self._settings.timeout_s, _CONNECT_S)
+        if self._credentials is None:
+            self._use(self._provision.obtain())
+        credentials = self._credentials
+        assert credentials is not None
         deadline = time.monotonic() + patience_s
-        heard = self._heard = Heard()
+        who, self._version = credentials.get(), credentials.version
+        heard = self._heard = Heard(self._on_message, self._on_end)
         try:
-            tls_context(self._settings.tls)  # says which file is wrong; the client only that one is
-            self._client = self._sdk.client(self._settings, self._id, heard, patience_s, paced=self._paced)
+            self._client = self._sdk.client(
+                self._settings, who, self._id, heard, patience_s, paced=self._paced
+            )
+            self._steering = self._make_steering()
             self._client.start()
             self._wait_up(heard, deadline, patience_s)
+            if self._steering is not None:
+                self._steering.begin()
         except LinkDown:
             self.close()
             raise
         except Exception as error:
-            # The client raises whatever Python type is nearest to its own code. A file may be half
-            # written just now, too: none of this may end the process.
+            # The client raises whatever Python type is nearest to its own code: none of this may end
+            # the process.
             self.close()
             raise LinkDown(f"{self._where}: cannot connect: {error}") from error
 
@@ -126,7 +171,9 @@ class AwsLink(Link):
             raise Rejected(
                 f"{batch[0].envelope.id}: expected at most {self._max_payload} bytes, got {len(payload)}"
             )
-        why = self._heard.lost or ("" if self._client is not None else "the link is closed")
+        why = (
+            self._heard.lost or ("" if self._client is not None else "the link is closed") or self._changed()
+        )
         if why:
             self.close()
             raise LinkDown(f"{self._where}: {why} (open the link again)")
@@ -148,6 +195,10 @@ class AwsLink(Link):
         try:
             if not under_way:
                 self._check(self._moved)
+                if self._steering is not None:
+                    self._steering.tick()
+                if why := self._changed():
+                    raise LinkDown(f"{self._where}: {why}")
                 return False
             oldest = under_way[0]
             with self._heard.changed:
@@ -168,6 +219,20 @@ class AwsLink(Link):
         self._moved = time.monotonic()
         return True
 
+    def report(self, document: dict[str, Any], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        steering, heard = self._steering, self._heard
+        if steering is None or self._client is None or heard.lost:
+            raise LinkDown(f"{self._where}: {heard.lost or 'the link is closed'}")
+        try:
+            steering.report(
+                document, deadline, lambda: heard.lost or ("stopping" if self._stop.is_set() else "")
+            )
+        except LinkDown:
+            raise
+        except Exception as error:  # the client's, of many types
+            raise LinkDown(f"{self._where}: not reported: {error}") from error
+
     def close(self) -> None:
         client, self._client = self._client, None
         self._under_way = deque()  # a PUBACK that comes now confirms nothing
@@ -180,6 +245,52 @@ class AwsLink(Link):
         with heard.changed:
             heard.lost = heard.lost or "closed"
             heard.changed.wait_for(lambda: heard.stopped, _STOP_S)
+
+    def _use(self, device: Device) -> None:
+        """Be this device from now on.
+
+        Raises:
+            ConfigError: a file is not what it should be.
+        """
+        tls = device.tls
+        files = [file for file in (tls.ca, tls.certificate, tls.key) if file]
+        self._credentials = Watched(files, lambda: identity(tls))
+        self._device = device
+        self._id = self._settings.client_id or device.thing or self._name
+
+    def _changed(self) -> str:
+        """Whether there are new credentials, and nothing under way; looks once a second."""
+        now = time.monotonic()
+        if self._credentials is None or self._under_way or now - self._looked < _LOOK_S:
+            return ""
+        self._looked = now
+        self._credentials.get()
+        return "tls: the files have changed" if self._credentials.version != self._version else ""
+
+    def _make_steering(self) -> Steering | None:
+        if not self.steered or self._downlink is None or self._device is None:
+            return None
+        client, sdk, settings = self._client, self._sdk, self._settings
+        thing = settings.thing or self._device.thing or self._id
+        pipe = Pipe(
+            lambda filters: sdk.subscribe(client, filters),
+            lambda topic, payload: sdk.say(client, topic, payload),
+        )
+        prefix = f"$aws/things/{thing}/shadow/name/{settings.shadow}" if settings.shadow else ""
+        return Steering(
+            pipe, self._known, self._downlink, prefix=prefix, remote=self._remote,
+            token=f"skerry-{time.monotonic_ns():x}",
+        )  # fmt: skip
+
+    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        steering = self._steering
+        if steering is not None:
+            steering.message(topic, payload, retained=retained)
+
+    def _on_end(self) -> None:
+        steering = self._steering
+        if steering is not None:
+            steering.lost()
 
     def _check(self, now: float) -> None:
         """Whether what is under way may still be confirmed.
@@ -241,7 +352,8 @@ class AwsLink(Link):
             why = heard.lost or f"did not connect within {patience_s:g} s"
         if not heard.refused:
             settings = self._settings
-            better = handshake.reason(settings.endpoint, settings.port, settings.tls, min(patience_s, 2.0))
+            tls = self._device.tls if self._device is not None else TlsSettings()
+            better = handshake.reason(settings.endpoint, settings.port, tls, min(patience_s, 2.0))
             why = better or why
         raise LinkDown(f"{self._where}: {why}")
 

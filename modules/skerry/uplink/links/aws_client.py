@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from skerry.batches import CONTENT_TYPE
 from skerry.errors import ConfigError
+from skerry.mqtt import tls_context
+from skerry.settings import TlsSettings
 from skerry.uplink.settings import AwsLink
 
 _NEVER_MS = 24 * 3600 * 1000
@@ -22,6 +25,36 @@ _NEVER_MS = 24 * 3600 * 1000
 _SECOND_MS = 1000
 _TOO_LARGE = 149
 """Packet too large. MQTT 5.0, section 3.14.2.1."""
+
+
+Message = Callable[[str, bytes, bool], None]
+"""Takes topic, payload, and whether it was retained."""
+
+
+class Identity(NamedTuple):
+    """Who we are, and whom to trust, as PEM."""
+
+    ca: bytes
+    """Empty: the system's authorities."""
+    certificate: bytes
+    key: bytes
+
+
+def identity(tls: TlsSettings) -> Identity:
+    """What is in the files.
+
+    Raises:
+        ConfigError: a file cannot be read, or certificate and key are not each other's.
+    """
+    try:
+        tls_context(tls)  # says which file is wrong; the client only that one is
+    except ConfigError as error:
+        raise ConfigError([f"link.{problem}" for problem in error.problems]) from error
+    try:
+        found = [Path(file).read_bytes() if file else b"" for file in (tls.ca, tls.certificate, tls.key)]
+    except OSError as error:
+        raise ConfigError(f"link.tls: {error.filename}: cannot read it: {error.strerror}") from error
+    return Identity(*found)
 
 
 class Heard:
@@ -34,9 +67,15 @@ class Heard:
         lost: why the connection is no more, or never was; "" as long as it may be.
         too_large: the far end hung up over the size of a message.
         stopped: the client is at rest.
+
+    Args:
+        message: what to do with a message; on the client's thread.
+        ended: called when the connection is lost, or never was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, message: Message = lambda *_: None, ended: Callable[[], None] = lambda: None) -> None:
+        self._message = message
+        self._ended = ended
         self.changed = threading.Condition()
         self.up = False
         self.refused = False
@@ -49,6 +88,11 @@ class Heard:
         with self.changed:
             self.lost = self.lost or why
             self.changed.notify_all()
+
+    def on_message(self, data: Any) -> None:
+        """A message came."""
+        packet = data.publish_packet
+        self._message(packet.topic, packet.payload or b"", bool(packet.retain))
 
     def woken(self, _future: object) -> None:
         """A message is confirmed, refused or failed."""
@@ -73,6 +117,7 @@ class Heard:
             self.lose(
                 f"connection lost: {data.exception}" if packet is None else f"hung up: {_reason(packet)}"
             )
+        self._ended()
 
     def on_stopped(self, _data: object) -> None:
         with self.changed:
@@ -99,26 +144,30 @@ class Sdk:
         loops = self._io.EventLoopGroup(1)
         self._bootstrap = self._io.ClientBootstrap(loops, self._io.DefaultHostResolver(loops))
 
-    def client(self, link: AwsLink, client_id: str, heard: Heard, patience_s: float, *, paced: bool) -> Any:
+    def client(
+        self, link: AwsLink, who: Identity, client_id: str, heard: Heard, patience_s: float, *, paced: bool
+    ) -> Any:
         """A client of one connection, not started.
 
         Args:
-            link: where it is, and the files, which are read now.
+            link: where it is.
+            who: we are.
             client_id: our name.
             heard: what it tells.
             patience_s: for TCP, and for the CONNACK.
             paced: whether the client keeps to IoT Core's rates as well: alarms may be ahead of our own.
 
         Raises:
-            Exception: of many types; something in the files is wrong.
+            Exception: of many types; something in the identity is wrong.
         """
         mqtt = self._mqtt
         sockets = self._io.SocketOptions()
         sockets.connect_timeout_ms = int(patience_s * _SECOND_MS)
-        return self._builder.mtls_from_path(
-            link.tls.certificate,
-            link.tls.key,
-            ca_filepath=link.tls.ca or None,
+        authorities = {"ca_bytes": who.ca} if who.ca else {}
+        return self._builder.mtls_from_bytes(
+            who.certificate,
+            who.key,
+            **authorities,
             endpoint=link.endpoint,
             port=link.port,
             client_bootstrap=self._bootstrap,
@@ -135,6 +184,7 @@ class Sdk:
             retry_jitter_mode=mqtt.ExponentialBackoffJitterMode.NONE,
             min_reconnect_delay_ms=_NEVER_MS,
             max_reconnect_delay_ms=_NEVER_MS,
+            on_publish_received=heard.on_message,
             on_lifecycle_connection_success=heard.on_success,
             on_lifecycle_connection_failure=heard.on_failure,
             on_lifecycle_disconnection=heard.on_disconnection,
@@ -161,6 +211,21 @@ class Sdk:
                 user_properties=[mqtt.UserProperty(name, value) for name, value in properties],
             )
         )
+        return future
+
+    def say(self, client: Any, topic: str, payload: bytes) -> Future[Any]:
+        """Hand over a message that is no batch, at QoS 1; its future ends with the PUBACK, or fails."""
+        mqtt = self._mqtt
+        future: Future[Any] = client.publish(
+            mqtt.PublishPacket(topic=topic, payload=payload, qos=mqtt.QoS.AT_LEAST_ONCE)
+        )
+        return future
+
+    def subscribe(self, client: Any, filters: Sequence[str]) -> Future[Any]:
+        """Subscribe at QoS 1, to 8 filters at most; the future ends with the SUBACK, or fails."""
+        mqtt = self._mqtt
+        wanted = [mqtt.Subscription(topic_filter=name, qos=mqtt.QoS.AT_LEAST_ONCE) for name in filters]
+        future: Future[Any] = client.subscribe(mqtt.SubscribePacket(subscriptions=wanted))
         return future
 
     def hang_up(self, client: Any) -> None:

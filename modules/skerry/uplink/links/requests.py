@@ -1,0 +1,112 @@
+"""Commands on topics: `PREFIX/requests/NAME` in, `PREFIX/responses` out.
+
+A request is `{"id": "...", "arguments": {...}}`, its answer has `id`, `name`, `status` and `body`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from skerry.uplink.downlink import Downlink
+
+_LONGEST_ID, _LONGEST_NAME = 128, 64
+_MOST_BYTES = 64 * 1024
+"""Of a request."""
+_MOST_ANSWER_BYTES = 120 * 1024
+_MOST_ANSWERS = 64
+"""Answers that may be on their way."""
+_BAD, _TOO_LARGE = 400, 413
+
+log = structlog.get_logger()
+Publish = Callable[[bytes, Callable[[], None]], None]
+"""Sends an answer, and calls back once it is sent or given up; raises anything when it cannot."""
+
+
+class _Asked(msgspec.Struct):
+    id: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Answer(msgspec.Struct):
+    id: str
+    name: str
+    status: int
+    body: msgspec.Raw
+
+
+class Requests:
+    """One connection's commands. Never raises, never blocks; from any thread.
+
+    Args:
+        prefix: of the topics.
+        downlink: where they are put.
+        publish: sends an answer; from whatever thread.
+    """
+
+    def __init__(self, prefix: str, downlink: Downlink, publish: Publish) -> None:
+        self.filter = f"{prefix}/requests/+"
+        self.answers = f"{prefix}/responses"
+        self._start = f"{prefix}/requests/"
+        self._downlink = downlink
+        self._publish = publish
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    def take(self, topic: str, payload: bytes, *, retained: bool) -> bool:
+        """Put a message into the downlink; False when it is not about a command.
+
+        A retained one is ignored: it would come again with each connection, for ever.
+        """
+        if not topic.startswith(self._start):
+            return False
+        name = topic[len(self._start) :]
+        if retained or not name or len(name) > _LONGEST_NAME or "/" in name:
+            log.warning(
+                "command.ignored", name=name[:_LONGEST_NAME], reason="retained" if retained else "name"
+            )
+            return True
+        try:
+            asked = self._read(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            status = _TOO_LARGE if len(payload) > _MOST_BYTES else _BAD
+            self._reply("", name, status, msgspec.json.encode({"error": str(error)[:300]}))
+            return True
+        self._downlink.request(
+            name, bytes(asked.arguments), lambda status, body: self._reply(asked.id, name, status, body)
+        )
+        return True
+
+    def _read(self, payload: bytes) -> _Asked:
+        if len(payload) > _MOST_BYTES:
+            raise ValueError(f"expected at most {_MOST_BYTES} bytes, got {len(payload)}")
+        asked = msgspec.json.decode(payload, type=_Asked) if payload.strip() else _Asked()
+        if len(asked.id) > _LONGEST_ID:
+            raise ValueError(f"id: expected at most {_LONGEST_ID} characters, got {len(asked.id)}")
+        return asked
+
+    def _reply(self, request: str, name: str, status: int, body: bytes) -> None:
+        answer = msgspec.json.encode(_Answer(request, name, status, msgspec.Raw(body or b"null")))
+        if len(answer) > _MOST_ANSWER_BYTES:
+            said = msgspec.json.encode(
+                {"error": f"the answer has {len(answer)} bytes, too many for a message"}
+            )
+            answer = msgspec.json.encode(_Answer(request, name, _TOO_LARGE, msgspec.Raw(said)))
+        with self._lock:
+            full = self._under_way >= _MOST_ANSWERS
+            self._under_way += not full
+        if full:
+            log.warning("answer.dropped", name=name, status=status, reason="too many are on their way")
+            return
+        try:
+            self._publish(answer, self._sent)
+        except Exception as error:  # noqa: BLE001 - of many types, in a callback: whoever asked asks again
+            self._sent()
+            log.warning("answer.dropped", name=name, status=status, reason=str(error)[:200])
+
+    def _sent(self) -> None:
+        with self._lock:
+            self._under_way -= 1
