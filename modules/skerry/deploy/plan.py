@@ -114,7 +114,9 @@ def plan(site: Site, place: Place) -> Plan:
         Part(
             module="uplink",
             kind="uplink",
-            settings=UplinkSettings(**shared("uplink", 0.7), link=link, sending=site.uplink),
+            settings=UplinkSettings(
+                **shared("uplink", 0.7), link=link, sending=site.uplink, remote=site.remote
+            ),
         ),
     ]
     return Plan(site=site.site, parts=tuple(parts))

@@ -27,7 +27,7 @@ from skerry.messages import Lane, Name
 from skerry.models.package import Package
 from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Positive, Problem, Settings, convert, problems
-from skerry.uplink.settings import FileLink, Link, Sending
+from skerry.uplink.settings import FileLink, Link, RemoteSettings, Sending
 
 __all__ = ["Argument", "Site", "SiteBus", "load_site"]
 
@@ -93,6 +93,8 @@ class Site(Settings, frozen=True, kw_only=True):
     link: Link = FileLink(path="events.jsonl")
     uplink: Sending = Sending()
     """How records are sent over the link: limits, hours, shares."""
+    remote: RemoteSettings = RemoteSettings()
+    """What may be set and asked from outside, over the link or with a file."""
     bus: SiteBus = SiteBus()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -184,7 +186,7 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
 _INPUTS = frozenset(
     {
         "path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files",
-        "token_file", "header_files",
+        "token_file", "header_files", "connection_string_file", "claim_certificate", "claim_key", "file",
     }
 )  # fmt: skip
 """Settings that name a file or folder which is read."""
@@ -199,6 +201,7 @@ def _absolute(site: Site, base: Path) -> Site:
         cameras=tuple(replace(c, source=_resolved(c.source, base)) for c in site.cameras),
         models=tuple(_resolved(m, base) for m in site.models),
         buffer=_resolved(site.buffer, base),
+        remote=_resolved(site.remote, base),
         bus=_resolved(site.bus, base),
         link=link,
     )
