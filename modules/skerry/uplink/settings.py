@@ -253,7 +253,123 @@ def _check_remote_topic(topic: str) -> None:
         raise ValueError(f"remote_topic: expected only {{site}}, got {topic!r}")
 
 
-Link = FileLink | MqttLink | HttpLink | AwsLink | GreengrassLink
+HubName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,253}$")]
+"""A host, by name or by address."""
+DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_%#*?!(),=@$'+-]{1,128}$")]
+"""IoT Hub, identity registry: the name of a device or of a module."""
+
+
+class EdgeIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="auto"):
+    """What IoT Edge says: the environment of the module's container, and the workload API behind it.
+
+    Microsoft's client reads it by itself, the one thing here that `service.load` does not.
+    """
+
+
+class CertificateIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="x509"):
+    """A certificate whose thumbprint or authority IoT Hub knows."""
+
+    hub: HubName
+    """The hub's host: `NAME.azure-devices.net`."""
+    device: DeviceId
+    """Its common name must be this, where an authority signed it."""
+    module: Annotated[str, Meta(max_length=128)] = ""
+    """A module of the device; empty: the device itself."""
+    certificate: Annotated[str, Meta(min_length=1)]
+    """PEM file, with the chain up to the authority that the hub knows."""
+    key: Annotated[str, Meta(min_length=1)]
+    """PEM file of its private key."""
+
+
+class ConnectionStringIdentity(
+    Settings, frozen=True, kw_only=True, tag_field="kind", tag="connection-string"
+):
+    """The connection string of a device or of a module."""
+
+    connection_string_file: Annotated[str, Meta(min_length=1)]
+    """File that holds it: `HostName=...;DeviceId=...;SharedAccessKey=...`, with `ModuleId` for a module."""
+
+
+class DpsKeyIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="dps-key"):
+    """The Device Provisioning Service says which hub and device, for a symmetric key."""
+
+    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$")]
+    """The ID scope: `0ne...`."""
+    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$")]
+    """The registration ID."""
+    key_file: Annotated[str, Meta(min_length=1)]
+    """File that holds the key, in base64."""
+    group: bool = False
+    """Whether that is the key of an enrolment group, from which the device's own is derived."""
+    host: HubName = "global.azure-devices-provisioning.net"
+
+
+class DpsCertificateIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="dps-x509"):
+    """The Device Provisioning Service says which hub and device, for a certificate."""
+
+    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$")]
+    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$")]
+    """The registration ID, which is the certificate's common name."""
+    certificate: Annotated[str, Meta(min_length=1)]
+    key: Annotated[str, Meta(min_length=1)]
+    host: HubName = "global.azure-devices-provisioning.net"
+
+
+AzureIdentity = (
+    EdgeIdentity | CertificateIdentity | ConnectionStringIdentity | DpsKeyIdentity | DpsCertificateIdentity
+)
+
+
+class AzureLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="azure"):
+    """The far end is an Azure IoT Hub, directly or through the edgeHub of IoT Edge: CloudEvents, QoS 1."""
+
+    identity: AzureIdentity = EdgeIdentity()
+    """Who we are, and how that is proved."""
+    gateway: Annotated[str, Meta(max_length=253)] = ""
+    """The host of an edgeHub to go through, outside of IoT Edge. A connection string says its own."""
+    ca: str = ""
+    """PEM file of the authorities to trust. Empty: the workload API's with `auto`, else the system's."""
+    format: Literal["event", "batch"] = "batch"
+    """One event a message, or a CloudEvents JSON batch, all of one lane. The hub counts messages."""
+    content_type: Literal["application/json", "cloudevents"] = "application/json"
+    """What is said of the body: only in application/json can the hub's routes look. The other one is
+    application/cloudevents-batch+json, or application/cloudevents+json."""
+    outputs: bool | None = None
+    """Whether each lane goes to the output of its name, for the routes of edgeHub. Null: with `auto`."""
+    websockets: bool = False
+    """MQTT over WebSockets, on port 443 in the place of 8883."""
+    proxy: str = ""
+    """`http://host:port` of a proxy that knows CONNECT; empty: none, whatever the environment says."""
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
+    """To connect (20 s at most; twice that where a provisioning service is asked first), and without any
+    confirmation while messages are on their way."""
+    keepalive_s: Annotated[int, Meta(ge=5, le=1740)] = 60
+    """MQTT keep-alive; also the bound of a TLS handshake."""
+    token_s: Annotated[int, Meta(ge=300, le=365 * 86_400)] = 3600
+    """How long a token of a shared key is good for; it is renewed 2 minutes before."""
+
+    def __post_init__(self) -> None:
+        if self.proxy:
+            _checked_url(self.proxy, "proxy", ("http",))
+        edge = isinstance(self.identity, EdgeIdentity)
+        if edge and (self.gateway or self.ca):
+            raise ValueError("gateway, ca: expected neither with identity: auto (IoT Edge says both)")
+        if self.outputs and not edge and not self.gateway and not self._by_string:
+            raise ValueError("outputs: expected a gateway with it (IoT Hub itself has no outputs)")
+        if self._by_string and self.gateway:
+            raise ValueError("gateway: expected GatewayHostName in the connection string, got it here")
+
+    @property
+    def _by_string(self) -> bool:
+        return isinstance(self.identity, ConnectionStringIdentity)
+
+    @property
+    def edge(self) -> bool:
+        """Whether an edgeHub is between us and the hub, as far as the settings say."""
+        return bool(self.gateway) or isinstance(self.identity, EdgeIdentity)
+
+
+Link = FileLink | MqttLink | HttpLink | AwsLink | GreengrassLink | AzureLink
 
 
 class BackoffSettings(Settings, frozen=True, kw_only=True):
@@ -338,5 +454,7 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     @property
     def bounds(self) -> Bounds:
         """What the link must keep to."""
-        aws = isinstance(self.link, AwsLink | GreengrassLink)
-        return self.sending.limits.on("aws-iot-core" if aws else "none")
+        if isinstance(self.link, AwsLink | GreengrassLink):
+            return self.sending.limits.on("aws-iot-core")
+        direct = isinstance(self.link, AzureLink) and not self.link.edge
+        return self.sending.limits.on("azure-iot-hub-s1" if direct else "none")

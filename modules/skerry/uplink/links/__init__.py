@@ -148,7 +148,7 @@ def make(settings: given.UplinkSettings, stop: threading.Event, downlink: Downli
         from skerry.uplink.links.azure import AzureLink  # noqa: PLC0415 - only the one that is used
 
         folder = Path(settings.state)
-        return AzureLink(settings.link, settings.site, folder, stop, settings.bounds, downlink)
+        return AzureLink(settings.link, settings.site, folder, stop, settings.bounds, downlink=downlink)
     if isinstance(settings.link, given.GreengrassLink):
         from skerry.uplink.links.greengrass import GreengrassLink  # noqa: PLC0415 - only the one that is used
 
