@@ -16,7 +16,9 @@ from skerry.settings import LIVE, ModuleSettings, Port, Positive, Settings, TlsS
 from skerry.uplink.hours import span, zone
 from skerry.uplink.limits import Bounds, Limits
 
-_FIELDS = {"site", "lane", "type"}
+_OF_BATCHES = {"site", "lane"}
+_OF_RULES = {"site", "camera", "rule"}
+_OF_EVENTS = _OF_BATCHES | _OF_RULES | {"type"}
 
 
 def _template(topic: str) -> set[str]:
@@ -37,6 +39,21 @@ class FileLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="file"
     """The file; made if missing, with its folder."""
 
 
+class HomeAssistant(Settings, frozen=True, kw_only=True):
+    """The rules as entities of a Home Assistant that is at the same broker."""
+
+    discovery_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=128)] = (
+        "homeassistant"
+    )
+    """As Home Assistant has it; its birth message is at `status` below it."""
+    availability_topic: Annotated[str, Meta(min_length=1, max_length=200)] = "skerry/{site}/availability"
+    """`online` while the link is, else `offline`; retained, and the link's last will."""
+
+    def __post_init__(self) -> None:
+        if not _template(self.availability_topic) <= {"site"}:
+            raise ValueError(f"availability_topic: expected only {{site}}, got {self.availability_topic!r}")
+
+
 class MqttLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"):
     """The far end is an MQTT 3.1.1 broker: CloudEvents as JSON, one a message or a batch of them, QoS 1."""
 
@@ -49,9 +66,10 @@ class MqttLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"
     client_id: Annotated[str, Meta(max_length=128)] = ""
     """Empty: `skerry-SITE-LINK`."""
     topic: Annotated[str, Meta(min_length=1, max_length=512)] = "skerry/{site}/far/{lane}"
-    """`{site}`, `{lane}` and, with one event a message, `{type}` (the event's) are put in."""
-    format: Literal["event", "batch"] = "event"
-    """One event a message, or a CloudEvents JSON batch, all of one lane."""
+    """`{site}`, `{lane}` and, with one event a message, `{type}`, `{camera}` and `{rule}` are put in."""
+    format: Literal["event", "batch", "plain"] = "event"
+    """One CloudEvent a message; a CloudEvents JSON batch, all of one lane; or one event a message as a flat
+    object for dashboards, which cannot tell what is missing from it."""
     compression: Compression = "none"
     """Of batches: zstd (the smallest, needs the extra `uplink`) or gzip."""
     timeout_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
@@ -61,15 +79,32 @@ class MqttLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"
     """MQTT keep-alive; also the bound of a TLS handshake."""
     max_payload_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024
     """What would be larger is refused here: a broker would drop the connection over it, for ever."""
+    retain_last: bool = False
+    """Keep the last state of each rule as a retained message."""
+    state_topic: Annotated[str, Meta(min_length=1, max_length=512)] = "skerry/{site}/state/{camera}/{rule}"
+    """Where, with `retain_last`."""
+    home_assistant: HomeAssistant | None = None
+    """Tell Home Assistant of each rule; needs `retain_last`."""
+    remote_topic: Annotated[str, Meta(max_length=200)] = "skerry/{site}/remote"
+    """The desired state comes from `desired` below it, the reported one goes to `reported`, both retained;
+    commands come to `requests/NAME`, answers go to `responses`. Empty: none of it."""
 
     def __post_init__(self) -> None:
         names = _template(self.topic)
-        if not names <= _FIELDS:
-            raise ValueError(f"topic: expected only {{site}}, {{lane}} and {{type}}, got {self.topic!r}")
-        if self.format == "batch" and "type" in names:
-            raise ValueError("topic: expected no {type}, a batch holds events of several types")
-        if self.format == "event" and self.compression != "none":
+        if not names <= _OF_EVENTS:
+            wanted = "{site}, {lane}, {type}, {camera} and {rule}"
+            raise ValueError(f"topic: expected only {wanted}, got {self.topic!r}")
+        if self.format == "batch" and not names <= _OF_BATCHES:
+            raise ValueError("topic: expected only {site} and {lane}, a batch holds events of several rules")
+        if self.format != "batch" and self.compression != "none":
             raise ValueError(f"compression: expected none with one event a message, got {self.compression}")
+        names = _template(self.state_topic)
+        if not {"camera", "rule"} <= names <= _OF_RULES:
+            wanted = "{camera}, {rule} and perhaps {site}"
+            raise ValueError(f"state_topic: expected {wanted}, got {self.state_topic!r}")
+        if self.home_assistant is not None and not self.retain_last:
+            raise ValueError("retain_last: expected true with home_assistant, got false")
+        _check_remote_topic(self.remote_topic)
 
 
 class HttpLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="http"):
@@ -388,18 +423,18 @@ class Sending(Settings, frozen=True, kw_only=True):
 
     limits: Limits = Limits()
     """Of rate, bandwidth and size."""
-    live_share: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.3
+    live_share: Annotated[float, Meta(ge=0.05, le=0.95), LIVE] = 0.3
     """Share of the bytes for lanes that are up to date while others have a backlog."""
-    schedules: dict[Lane, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    schedules: Annotated[dict[Lane, tuple[str, ...]], LIVE] = msgspec.field(default_factory=dict)
     """Lane to the hours in which it may be sent, like `22:00-06:00`; others are sent at any hour."""
-    timezone: str = "UTC"
+    timezone: Annotated[str, LIVE] = "UTC"
     """Of the hours: a name of the IANA database, such as Europe/Oslo."""
-    window: Annotated[int, Meta(ge=1, le=64)] = 16
+    window: Annotated[int, Meta(ge=1, le=64), LIVE] = 16
     """Batches that may be on their way, at most; the last place is kept for an alarm."""
-    queue_s: Positive = 0.2
+    queue_s: Annotated[Positive, LIVE] = 0.2
     """When batches queue on the way for longer, fewer are sent ahead: an alarm would wait behind them."""
-    batch_events: Annotated[int, Meta(ge=1, le=1000)] = 100
-    batch_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 128 * 1024
+    batch_events: Annotated[int, Meta(ge=1, le=1000), LIVE] = 100
+    batch_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024), LIVE] = 128 * 1024
     """Bytes of events in one batch, before compression; an event that is larger goes alone."""
 
     def __post_init__(self) -> None:
@@ -445,7 +480,7 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     name: Name = "uplink"
     """The link's name: the key of `outbound`, `receipts` and `delivered`."""
     link: Link
-    sending: Annotated[Sending, LIVE] = Sending()
+    sending: Sending = Sending()
     remote: RemoteSettings = RemoteSettings()
     backoff: Annotated[BackoffSettings, LIVE] = BackoffSettings()
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024

@@ -83,7 +83,7 @@ MQTT = {"kind": "mqtt", "host": "h"}
         (MQTT | {"port": 99999}, "$.link.port: expected a whole number from 0 to 65535, got 99999"),
         (
             MQTT | {"topic": "a/{x}"},
-            "$.link: topic: expected only {site}, {lane} and {type}, got 'a/{x}'",
+            "$.link: topic: expected only {site}, {lane}, {type}, {camera} and {rule}, got 'a/{x}'",
         ),
         (
             MQTT | {"topic": "a/{"},
