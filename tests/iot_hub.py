@@ -322,8 +322,9 @@ class WorkloadApi:
         """What the container of a module has in its environment."""
         return {
             "IOTEDGE_IOTHUBHOSTNAME": hub, "IOTEDGE_GATEWAYHOSTNAME": gateway, "IOTEDGE_DEVICEID": "box",
-            "IOTEDGE_MODULEID": "uplink", "IOTEDGE_MODULEGENERATIONID": "638", "IOTEDGE_AUTHSCHEME": "sasToken",
-            "IOTEDGE_WORKLOADURI": f"unix://{self.path}", "IOTEDGE_APIVERSION": "2019-11-05",
+            "IOTEDGE_MODULEID": "uplink", "IOTEDGE_MODULEGENERATIONID": "638",
+            "IOTEDGE_AUTHSCHEME": "sasToken", "IOTEDGE_WORKLOADURI": f"unix://{self.path}",
+            "IOTEDGE_APIVERSION": "2019-11-05",
         }  # fmt: skip
 
     def stop(self) -> None:

@@ -1,5 +1,6 @@
-"""What every link does: a file, an MQTT broker (paho-mqtt 1.6.1 and 2.x), AWS, HTTP, and one in memory."""
+"""What every link does: a file, MQTT (paho-mqtt 1.6.1 and 2.x), AWS, Azure, HTTP, and one in memory."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import needs
 from authority import Authority
 from events import event, events
 from http_far_end import HttpFarEnd
+from iot_hub import IotHub
 from oracle import Oracle
 from payloads import Payloads
 from records import of, record, records
@@ -31,6 +33,7 @@ from skerry.testing import eventually
 from skerry.uplink import settings as given
 from skerry.uplink.links import Link
 from skerry.uplink.links.aws import AwsLink
+from skerry.uplink.links.azure import AzureLink
 from skerry.uplink.links.file import FileLink
 from skerry.uplink.links.http import HttpLink
 from skerry.uplink.links.memory import MemoryLink
@@ -213,6 +216,45 @@ class AwsWorld:
         self._broker.stop()
 
 
+class AzureWorld:
+    """IoT Hub on Mosquitto, with the connection string of a device."""
+
+    repeats = True
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self._folder = folder
+        self._hub = IotHub(folder)
+        self._hub.start()
+        file = self._hub.connection_string(folder)
+        self._settings = given.AzureLink(
+            identity=given.ConnectionStringIdentity(connection_string_file=str(file)),
+            ca=str(self._hub.authority.ca),
+            timeout_s=5.0,
+            **changes,
+        )
+
+    def link(self) -> Link:
+        return AzureLink(self._settings, "here", self._folder, threading.Event())
+
+    def arrived(self) -> list[Event]:
+        return self._hub.arrived
+
+    def raw(self) -> list[bytes]:
+        return self._hub.raw
+
+    def cut(self) -> None:
+        self._hub.kill()
+
+    def restore(self) -> None:
+        self._hub.start()
+
+    def close(self) -> None:
+        self._hub.stop()
+
+
+AZURE = {"azure": {}, "azure-event": {"format": "event"}} if importlib.util.find_spec("azure") else {}
+"""Where its client is: in the process of the last test. It wants a class of ssl that Python has outlived."""
+
 HTTP = {
     "http": {},
     "http-batch": {"format": "batch"},
@@ -236,6 +278,10 @@ MQTT = {
         *HTTP,
         *(pytest.param(name, marks=needs.mosquitto) for name in MQTT),
         pytest.param("aws", marks=needs.mosquitto),
+        *(
+            pytest.param(name, marks=pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2"))
+            for name in AZURE
+        ),
     ]
 )
 def world(request, tmp_path, monkeypatch) -> Iterator[World]:
@@ -251,6 +297,10 @@ def world(request, tmp_path, monkeypatch) -> Iterator[World]:
         cloud = AwsWorld(tmp_path)
         yield cloud
         cloud.close()
+    elif request.param in AZURE:
+        hub = AzureWorld(tmp_path, **AZURE[request.param])
+        yield hub
+        hub.close()
     else:
         with BrokerProcess(tmp_path / "broker", kind="mosquitto") as broker:
             far = MqttWorld(broker, **MQTT[request.param])
@@ -438,9 +488,11 @@ def test_the_bytes_of_an_event_arrive_as_they_were_accepted(world, link) -> None
 @pytest.mark.skipif(WANTED_PAHO is not None, reason="this is that run")
 @needs.mosquitto
 @needs.azure
-def test_everything_above_holds_on_paho_1_6_1() -> None:
+@pytest.mark.parametrize("world", ["mqtt", "azure"])
+def test_everything_above_holds_on_paho_1_6_1(world) -> None:
+    chosen = f"{world} or client"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-k", "mqtt or client", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", __file__, "-q", "-k", chosen, "-p", "no:cacheprovider"],
         env={**os.environ, "PYTHONPATH": str(needs.AZURE), "SKERRY_TEST_PAHO": "1.6.1"},
         cwd=needs.ROOT,
         capture_output=True,
