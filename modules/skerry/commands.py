@@ -13,6 +13,9 @@ from msgspec import Meta
 from skerry.messages import Name
 from skerry.settings import LogLevel, Settings
 
+MOST_ANSWER_BYTES = 96 * 1024
+"""Of an answer's body, as JSON: with what goes around it, it fits into any platform's message (128 KB)."""
+
 
 class Ping(Settings, frozen=True, kw_only=True):
     """Whether modules are there, and how they are."""

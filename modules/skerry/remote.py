@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import threading
 import time
 from collections import deque
@@ -25,7 +24,8 @@ from skerry.bus import Bus
 from skerry.channels import ANSWERS, COMMANDS, DESIRED, INVENTORY, REPORTED
 from skerry.desired import Adjusted
 from skerry.errors import ConfigError, SkerryError
-from skerry.messages import Answer, Command, Desired, Device, Inventory, ModelInUse
+from skerry.messages import Answer, Command, Desired, Device, Inventory, ModelInUse, Reported
+from skerry.redact import cleaned, without_logins
 from skerry.settings import Settings, parse
 
 Apply = Callable[[Any], None]
@@ -36,7 +36,6 @@ Answerer = Callable[[Any], Mapping[str, Any]]
 
 _MOST_COMMANDS = 8
 """That may wait; more are answered with 429."""
-_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 log = structlog.get_logger()
 
@@ -73,7 +72,7 @@ class Remote:
         self._pending: tuple[Desired, Adjusted] | None = None
         self._outcome: tuple[Desired, Adjusted, Sequence[str]] | None = None
         self._ready = False
-        self._commands: deque[Command] = deque()
+        self._commands: deque[tuple[Command, float]] = deque()
         self._answerers: dict[str, tuple[type[Settings], Answerer]] = {}
         self._watchers: list[Callable[[Any], None]] = []
         self._runtimes: dict[str, str] = {}
@@ -112,6 +111,27 @@ class Remote:
         self._announce()
 
     # For the process
+
+    @property
+    def settings(self) -> Any:
+        """What the module goes by now."""
+        return self._adjuster.now
+
+    @property
+    def report(self) -> Reported | None:
+        """What became of the last desired settings; None before there were any."""
+        return self._adjuster.report
+
+    @property
+    def inventory(self) -> Inventory:
+        """What the module is."""
+        with self._changed:
+            runtimes, models = self._runtimes, self._models
+        return Inventory(
+            module=self._name, kind=self._kind, version=__version__, python=platform.python_version(),
+            device=_device(), settings=without_logins(msgspec.to_builtins(self._adjuster.deployed)),
+            runtimes=runtimes, models=models,
+        )  # fmt: skip
 
     def watch(self, watcher: Callable[[Any], None]) -> None:
         """Call back with the settings after each change, on the thread of this object."""
@@ -152,20 +172,13 @@ class Remote:
         with self._changed:
             full = len(self._commands) >= _MOST_COMMANDS
             if not full:
-                self._commands.append(message)
+                self._commands.append((message, time.monotonic()))
                 self._changed.notify_all()
         if full:
             self._say(message, 429, {"error": "too many commands are waiting (try later)"})
 
     def _announce(self) -> None:
-        with self._changed:
-            runtimes, models = self._runtimes, self._models
-        inventory = Inventory(
-            module=self._name, kind=self._kind, version=__version__, python=platform.python_version(),
-            device=_device(), settings=without_logins(msgspec.to_builtins(self._adjuster.deployed)),
-            runtimes=runtimes, models=models,
-        )  # fmt: skip
-        self._bus.publish(INVENTORY, inventory, self._name)
+        self._bus.publish(INVENTORY, self.inventory, self._name)
         report = self._adjuster.report
         if report is not None:
             self._bus.publish(REPORTED, report, self._name)
@@ -210,7 +223,7 @@ class Remote:
         if message is not None:
             self._consider(message)
         if command is not None:
-            self._carry_out(command)
+            self._carry_out(*command)
 
     def _consider(self, message: Desired) -> None:
         made = self._adjuster.look_at(message)
@@ -233,7 +246,12 @@ class Remote:
         if self._adjuster.report is not None:
             self._bus.publish(REPORTED, self._adjuster.report, self._name)
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command, came_at: float) -> None:
+        waited_s = time.monotonic() - came_at
+        if waited_s > command.timeout_s:
+            # Whoever gave it was told that there was no answer, and may have given it again.
+            log.warning("command.overdue", command=command.name, waited_s=round(waited_s, 1))
+            return
         kind = self._answerers.get(command.name)
         if kind is None:
             known = ", ".join(sorted(self._answerers))
@@ -249,7 +267,7 @@ class Remote:
             status, body = error.status, {"error": str(error)}
         except Exception as error:
             log.exception("command.failed", command=command.name)
-            status, body = 500, {"error": f"{type(error).__name__}: {error}"}
+            status, body = 500, {"error": cleaned(f"{type(error).__name__}: {error}")}
         log.info(
             "command.done", command=command.name, status=status,
             seconds=round(time.monotonic() - started, 3),
@@ -260,15 +278,6 @@ class Remote:
         self._bus.publish(
             ANSWERS, Answer(module=self._name, id=command.id, status=status, body=body), self._name
         )
-
-
-def without_logins(data: Any) -> Any:
-    """Plain data with user and password taken out of every address in it."""
-    if isinstance(data, Mapping):
-        return {key: without_logins(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_logins(value) for value in data]
-    return _LOGIN.sub("", data) if isinstance(data, str) else data
 
 
 def _device() -> Device:

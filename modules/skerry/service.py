@@ -26,10 +26,12 @@ from skerry.adjuster import Adjuster
 from skerry.bus import Bus
 from skerry.channels import METRICS, STATUS
 from skerry.clock import boot_id, utc
-from skerry.commands import ChangeLogLevel, Ping, Restart
+from skerry.commands import ChangeLogLevel, Diagnostics, Ping, Restart
 from skerry.desired import Check, nothing
+from skerry.diagnostics import Gatherer
 from skerry.errors import ConfigError, PackageError, SkerryError, Unavailable
 from skerry.ledger import Tally
+from skerry.logbook import LOGBOOK
 from skerry.messages import Metrics, State, Status
 from skerry.remote import Remote
 from skerry.settings import LogLevel, ModuleSettings, parse_json
@@ -338,7 +340,13 @@ def _answer(host: Host, levels: Levels) -> None:
         threading.Timer(_ANSWER_S, host.stopping.set).start()
         return {"restarting": host.settings.module}
 
+    gatherer = Gatherer(host, LOGBOOK)
+
+    def diagnostics(asked: Diagnostics) -> dict[str, Any]:
+        return gatherer.gather(asked.lines)
+
     host.remote.answer("ping", Ping, ping)
+    host.remote.answer("diagnostics", Diagnostics, diagnostics)
     host.remote.answer("log_level", ChangeLogLevel, log_level)
     host.remote.answer("restart", Restart, restart)
 
@@ -397,19 +405,22 @@ def rss_mb() -> float:
 
 
 def configure_logging(form: str, level: str, module: str, sink: TextIO | None = None) -> None:
-    """Send structured logs to `sink`, else standard error: JSON in containers, colours on a terminal."""
+    """Send structured logs to `sink`, else standard error: JSON in containers, colours on a terminal.
+
+    The last of them are kept in `LOGBOOK` as well.
+    """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    last: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    last: list[structlog.types.Processor] = (
+        [LOGBOOK.rendered] if form == "json" else [LOGBOOK, structlog.dev.ConsoleRenderer()]
     )
     structlog.contextvars.bind_contextvars(module=module)
     structlog.configure(
-        processors=[*shared, last],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sink or sys.stderr),
         cache_logger_on_first_use=False,
