@@ -65,6 +65,9 @@ class CameraWorker:
         open_feed: opens the source; raises `Unavailable`.
         window: of a fast source, None for the others.
         consumers: who resolves frames; a fast source waits for them.
+
+    Attributes:
+        newest: the last frame that was written; None before the first.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class CameraWorker:
         self._state: State = "starting"
         self._reason = ""
         self._size = (0, 0)
+        self.newest: FrameRef | None = None
         self._times: deque[float] = deque(maxlen=4096)
         self._session = Session()
         self._threads: list[threading.Thread] = []
@@ -292,6 +296,7 @@ class CameraWorker:
             ring=ring.name, slot=slot.index, generation=slot.generation,
             width=geometry.width, height=geometry.height, keep=self.window is not None,
         )  # fmt: skip
+        self.newest = reference
         self._send(session, reference)
         telemetry = self._host.telemetry
         telemetry.latency("capture_decode", camera=self.name).add(picture.decode_ms)

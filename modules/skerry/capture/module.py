@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from skerry.bus import Bus
+from skerry.capture import snapshot
 from skerry.capture.camera import CameraWorker
 from skerry.capture.feed import open_feed
 from skerry.capture.geometry import known_size
 from skerry.capture.settings import Camera, CaptureSettings, is_fast
 from skerry.capture.window import Consumers, Window
 from skerry.channels import DETECTIONS, STATUS
+from skerry.commands import Snapshot
 from skerry.errors import ConfigError
 from skerry.frames import available_bytes, prepare, remove_stale, ring_bytes, too_small
 from skerry.messages import Detections
@@ -36,6 +38,8 @@ def run(settings: CaptureSettings, bus: Bus, host: Host) -> None:
     if any(worker.window is not None for worker in workers):
         bus.subscribe(STATUS, consumers.note)
     _report(host, workers)
+    folder = Path(settings.frames)
+    host.remote.answer("snapshot", Snapshot, lambda asked: snapshot.answer(asked, workers, folder))
     for worker in workers:
         worker.announce()
         worker.start()
