@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -120,9 +121,16 @@ def parse_json(kind: type[T], text: str | bytes, where: str) -> T:
     return parse(kind, raw, where)
 
 
-def problems(kind: object, raw: object, path: str = "$") -> list[Problem]:
-    """Every way in which `raw` is not a `kind`; empty when it is one."""
-    return list(_walk(inspect.type_info(kind), raw, path))
+def problems(kind: object, raw: object, path: str = "$", most: int | None = None) -> list[Problem]:
+    """Every way in which `raw` is not a `kind`; empty when it is one.
+
+    Args:
+        kind: a type.
+        raw: plain data.
+        path: where it stands.
+        most: look for no more than this many, for data that nobody here wrote; None is all.
+    """
+    return list(islice(_walk(inspect.type_info(kind), raw, path), most))
 
 
 def _walk(want: inspect.Type, raw: object, path: str) -> Iterator[Problem]:
@@ -250,7 +258,7 @@ def _fits(want: inspect.Type, raw: object) -> bool:
         case inspect.FloatType():
             if not isinstance(raw, int | float) or isinstance(raw, bool):
                 return False
-            return math.isfinite(raw) and _within(want, raw)
+            return _finite(raw) and _within(want, raw)
         case inspect.StrType():
             return isinstance(raw, str) and _text_fits(want, raw)
         case inspect.LiteralType(values=values):
@@ -261,6 +269,14 @@ def _fits(want: inspect.Type, raw: object) -> bool:
             return raw is None
         case _:
             return True
+
+
+def _finite(raw: float) -> bool:
+    """Whether a number is one of 64 bits; JSON has longer ones."""
+    try:
+        return math.isfinite(raw)
+    except OverflowError:
+        return False
 
 
 def _within(want: inspect.IntType | inspect.FloatType, raw: Any) -> bool:
