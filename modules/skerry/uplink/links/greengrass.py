@@ -123,15 +123,17 @@ class GreengrassLink(Link):
                 self._steering.begin()
             self._ask_for_echoes(session, heard, deadline)
             self._ask_for_status(session, heard, deadline)
-            if not self._running:
-                self._running = True
-                session.call("UpdateState", state="RUNNING")  # for those who are started with Startup
+            if not self._running:  # for those who are started with Startup
+                session.call("UpdateState", state="RUNNING").add_done_callback(self._told_state)
         except LinkDown as error:
             self.close()
             raise LinkDown(f"nucleus: {error}") from error
         except Exception as error:
             self.close()
             raise LinkDown(f"nucleus: cannot connect: {said(error)}") from error
+
+    def _told_state(self, answer: Future[Any]) -> None:
+        self._running = type(answer.exception()).__name__ != "StreamClosedError"  # lite may not know it
 
     def start(self, batch: Sequence[Record]) -> Cost:
         payload = encode([record.raw for record in batch])

@@ -173,7 +173,7 @@ class Ipc:
             raise
         except Exception as error:  # of many types
             session.close()
-            raise LinkDown(f"cannot connect: {said(error)}") from error
+            raise LinkDown(_refused(error)) from error
         return session
 
 
@@ -255,6 +255,9 @@ def denied(operation: str, resource: str) -> str:
 
 
 def _refused(error: BaseException) -> str:
-    if type(error).__name__ == "AccessDeniedError":
-        return f"the nucleus refuses {TOKEN} (it is good for one run of the component: restart it)"
+    if type(error).__name__ == "AccessDeniedError" or getattr(error, "name", "") == "AWS_IO_SOCKET_CLOSED":
+        # The client says only that it was hung up on, where that was quicker than the answer.
+        return (
+            f"the nucleus refuses {TOKEN}, or hung up (it is good for one run of the component: restart it)"
+        )
     return f"cannot connect: {said(error)} (check {SOCKET}: is the socket there, and ours to use?)"
