@@ -155,4 +155,7 @@ def make(settings: given.UplinkSettings, stop: threading.Event, downlink: Downli
         return GreengrassLink(settings.link, settings.site, stop, settings.bounds, downlink=downlink)
     from skerry.uplink.links.mqtt import MqttLink  # noqa: PLC0415 - only the one that is used
 
-    return MqttLink(settings.link, settings.site, settings.name, stop, settings.sending.limits.all)
+    return MqttLink(
+        settings.link, settings.site, settings.name, stop, settings.sending.limits.all,
+        downlink=downlink, state=Path(settings.state),
+    )  # fmt: skip
