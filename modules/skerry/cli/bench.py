@@ -27,6 +27,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("bus", "4 cameras x 15 fps x 300 objects a message through decision", _bus),
         ("buffer", "the store against raw write + fdatasync and its peers, and the way through it", _buffer),
         ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
+        ("link", "each link against a stand-in of its far end, beside the bare client", _link),
         ("inference", "every installed runtime on one package", _inference),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -50,6 +51,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--folder", type=Path, metavar="DIR", help="on the disk to measure (default: the current one)"
             )
             parser.add_argument("--quick", action="store_true", help="everything smaller, in half a minute")
+        if name == "link":
+            parser.add_argument("--events", type=int, default=20_000, metavar="N", help="events in a turn")
+            parser.add_argument(
+                "--outage", type=float, default=0.0, metavar="S",
+                help="take each far end away for so long, and time the way back (default: not at all)",
+            )  # fmt: skip
         if name == "bus":
             parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of one run")
         parser.set_defaults(func=lambda arguments, func=func: _report(func, arguments))
@@ -118,6 +125,17 @@ def _uplink(arguments: argparse.Namespace) -> Figures:
     from skerry.cli import bench_uplink  # noqa: PLC0415 - each benchmark imports what it needs
 
     return bench_uplink.run(runs=arguments.runs)
+
+
+def _link(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_link  # noqa: PLC0415 - each benchmark imports what it needs
+
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr)
+
+    return bench_link.run(runs=arguments.runs, count=arguments.events, outage_s=arguments.outage, say=say)
 
 
 def _inference(arguments: argparse.Namespace) -> Figures:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -218,16 +218,18 @@ class Child:
 
 
 @contextmanager
-def module(place: Path, kind: str, port: int, **settings: Any) -> Iterator[Child]:
+def module(
+    place: Path, kind: str, port: int, environment: Mapping[str, str] | None = None, **settings: Any
+) -> Iterator[Child]:
     """A module as a process of its own while the context lasts; its state is in `place/kind`."""
     given = {
         "site": SITE, "module": kind, "state": str(place / kind), "bus": {"port": port},
         "log_level": "warning", **settings,
     }  # fmt: skip
-    environment = {**os.environ, "SKERRY_SETTINGS": json.dumps(given)}
+    full = {**os.environ, **(environment or {}), "SKERRY_SETTINGS": json.dumps(given)}
     path = place / f"{kind}.log"
     with path.open("ab") as log:
-        child = spawn([sys.executable, "-m", f"skerry.{kind}"], environment, stderr=log.fileno())
+        child = spawn([sys.executable, "-m", f"skerry.{kind}"], full, stderr=log.fileno())
     try:
         yield Child(kind, child, path)
     finally:

@@ -88,6 +88,7 @@ class Feeder:
     def __init__(self, port: int) -> None:
         self._events = Events()
         self._upto: dict[str, int] = {}
+        self._sent = 0
         self._changed = threading.Condition()
         self._ready = threading.Event()
         self._metrics: list[Metrics] = []
@@ -132,6 +133,17 @@ class Feeder:
         watch.join(30)
         return took_s, alarms_ms or [float("nan")]
 
+    def offer(self, count: int) -> None:
+        """Hand over `count` more events, as fast as they are taken, in messages of a hundred."""
+        for _ in range(0, count, _A_MESSAGE):
+            self._wait("telemetry", self._sent - (_WINDOW - 1) * _A_MESSAGE)
+            self._send(self._message("telemetry", self._sent + 1, _A_MESSAGE))
+            self._sent += _A_MESSAGE
+
+    def wait_all(self, within_s: float = 60.0) -> None:
+        """Wait until all that was offered is receipted."""
+        self._wait("telemetry", self._sent, within_s)
+
     def metrics_after(self) -> Metrics:
         """The uplink's next metrics but one: of after everything that was sent."""
         seen = len(self._metrics)
@@ -157,10 +169,10 @@ class Feeder:
         while not self._bus.publish(OUTBOUND, message, LINK):
             time.sleep(0.001)
 
-    def _wait(self, lane: Lane, upto: int) -> None:
+    def _wait(self, lane: Lane, upto: int, within_s: float = 60.0) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._upto.get(lane, 0) >= upto, 60):
-                raise Unavailable(f"bench: {lane} {upto} not receipted within 60 s")
+            if not self._changed.wait_for(lambda: self._upto.get(lane, 0) >= upto, within_s):
+                raise Unavailable(f"bench: {lane} {upto} not receipted within {within_s:g} s")
 
     def _on_receipt(self, receipt: Receipt) -> None:
         with self._changed:
