@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from skerry import __version__
 from skerry.messages import NAME
 
+_LONGEST_NAME = 64
 ONLINE, OFFLINE = b"online", b"offline"
 _ORIGIN = {"name": "Skerry", "sw_version": __version__}
 _CLASSES = {"presence": "occupancy"}
@@ -49,7 +50,7 @@ def configs(site: str, said: dict[str, Any], topics: Topics) -> list[Config]:
         topics: where to find it.
     """
     camera, rule, state = said["camera"], said["rule"], said["state"]
-    if not all(re.search(NAME, str(name)) for name in (camera, rule)):
+    if not all(re.search(NAME, str(name)) and len(str(name)) <= _LONGEST_NAME for name in (camera, rule)):
         return []  # it would become part of a template
     common = {
         "availability_topic": topics.availability,
