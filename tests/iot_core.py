@@ -57,7 +57,7 @@ class IotCore:
         self.on_create: Callable[[], None] = lambda: None
         self.mute: set[str] = set()
         self._port = port
-        self._signer = signer
+        self.signer = signer
         self._subscribed = 0
         options: dict[str, Any] = {}
         if hasattr(mqtt, "CallbackAPIVersion"):
@@ -133,8 +133,8 @@ class IotCore:
         return answer
 
     def _create(self) -> dict[str, Any]:
-        assert self._signer is not None
-        certificate, key = self._signer.issue(f"device-{len(self.made)}")
+        assert self.signer is not None
+        certificate, key = self.signer.issue(f"device-{len(self.made)}")
         self.made.append(f"token-{len(self.made)}-of-ownership")
         return {
             "certificateId": "1",

@@ -48,6 +48,8 @@ class Peer:
         connack: reason code and properties of the next CONNACK.
         got: the messages that came.
         connects: flags, properties and client's name of each CONNECT.
+        subscribed: the filters of each SUBSCRIBE.
+        subacks: what is in a filter to what it is answered with: a reason code, or -1 to hang up.
     """
 
     def __init__(self, keys: Path) -> None:
@@ -55,6 +57,8 @@ class Peer:
         self.connack: tuple[int, bytes] = (0, b"")
         self.got: list[Message] = []
         self.connects: list[tuple[int, bytes, str]] = []
+        self.subscribed: list[list[str]] = []
+        self.subacks: dict[str, int] = {}
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=keys / "ca.pem")
         self._context.load_cert_chain(keys / "server.pem", keys / "server.key")
         self._context.verify_mode = ssl.CERT_REQUIRED
@@ -112,8 +116,24 @@ class Peer:
                     return
             elif kind == 0xC0:
                 connection.sendall(b"\xd0\0")
+            elif kind == 0x80:
+                codes = self._subscribe(body)
+                if -1 in codes:
+                    return
+                connection.sendall(packet(0x90, body[:2] + b"\0" + bytes(codes)))
             elif kind == 0xE0 or (kind == 0x30 and not self._answer(connection, first, body)):
                 return
+
+    def _subscribe(self, body: bytes) -> list[int]:
+        length, at = _varint(body, 2)
+        at += length
+        filters = []
+        while at < len(body):
+            name, at = _text(body, at)
+            filters.append(name)
+            at += 1
+        self.subscribed.append(filters)
+        return [next((code for part, code in self.subacks.items() if part in name), 1) for name in filters]
 
     def _answer(self, connection: ssl.SSLSocket, first: int, body: bytes) -> bool:
         size = struct.unpack_from(">H", body)[0]

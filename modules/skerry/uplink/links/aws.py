@@ -220,6 +220,8 @@ class AwsLink(Link):
         return True
 
     def report(self, document: dict[str, Any], timeout_s: float) -> None:
+        if not self.steered:
+            return
         deadline = time.monotonic() + timeout_s
         steering, heard = self._steering, self._heard
         if steering is None or self._client is None or heard.lost:

@@ -65,6 +65,7 @@ class Steering:
 
     Attributes:
         trouble: what does not work, part by part.
+        listening: the parts that are subscribed to.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Steering:
         """Whether the shadow was told of since the connection was made."""
         self._under_way = ""
         self.trouble: dict[str, str] = {}
+        self.listening: set[str] = set()
         self._requests = Requests(remote, downlink, self._answer) if remote else None
         now = time.monotonic()
         wanted = {"shadow": bool(prefix), "requests": bool(remote)}
@@ -270,8 +272,10 @@ class Steering:
         refused = [name for name, code in zip(filters, codes, strict=False) if code >= _REFUSED]
         if refused:
             self._trouble(part, f"{', '.join(refused)}: refused (allow iot:Subscribe and iot:Receive)")
-        elif part == "shadow":
-            self._ask()
+        else:
+            self.listening.add(part)
+            if part == "shadow":
+                self._ask()
         self._subscribe_next()
 
     def _skipped(self, part: str, now: float) -> bool:

@@ -200,6 +200,8 @@ class GreengrassLink(Link):
         return True
 
     def report(self, document: dict[str, Any], timeout_s: float) -> None:
+        if not self.steered:
+            return
         steering = self._steering
         if steering is None:
             raise LinkDown("nucleus: the link is closed")
