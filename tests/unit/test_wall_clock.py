@@ -12,7 +12,7 @@ READS = re.compile(r"\btime\.time(_ns)?\(|datetime\.(now|today|utcnow)|date\.tod
 KNOWN = {
     "clock.py": 1,  # what people and far ends read: RFC 3339
     "buffer/module.py": 1,  # the stamp of a commit, beside monotonic time
-    "uplink/module.py": 1,  # hours of the day, once the clock is synchronised
+    "uplink/module.py": 2,  # hours of the day, and when credentials end; once the clock is synchronised
     "uplink/links/http.py": 1,  # a Retry-After that is a date, where the answer has no Date of its own
 }
 

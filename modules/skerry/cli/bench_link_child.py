@@ -100,7 +100,8 @@ def _paho(link: dict[str, Any]) -> Send:
     client.loop_start()
 
     def send(payload: bytes) -> Callable[[], object]:
-        return client.publish(_TOPIC, payload, qos=1).wait_for_publish
+        wait: Callable[[], object] = client.publish(_TOPIC, payload, qos=1).wait_for_publish
+        return wait
 
     return send
 

@@ -17,8 +17,12 @@ from skerry.clock import synchronised
 from skerry.errors import LinkDown, Rejected
 from skerry.messages import Delivered, Lane, Outbound
 from skerry.service import Host
+from skerry.uplink.audit import Audit
 from skerry.uplink.backoff import Backoff
 from skerry.uplink.circuit import STATES, Circuit
+from skerry.uplink.commander import Commander
+from skerry.uplink.downlink import Downlink
+from skerry.uplink.expiry import Expiry
 from skerry.uplink.hours import Hours, zone
 from skerry.uplink.lanes import Lanes
 from skerry.uplink.limits import Meter
@@ -28,6 +32,7 @@ from skerry.uplink.record import Flaw, Record
 from skerry.uplink.settings import UplinkSettings
 from skerry.uplink.shares import Shares
 from skerry.uplink.shown import Shown
+from skerry.uplink.steering import Steering
 from skerry.uplink.window import Window
 
 _IDLE_S = 0.1
@@ -43,9 +48,11 @@ _HOURS_EVERY_S = 1.0
 _REFUSALS_S = 60.0
 """Without a refusal for this long the module is well again."""
 _LONGEST_REASON = 300
+_STEADY_S = 2.0
+"""A link with nothing to send that stays open for this long is well again."""
 
 log = structlog.get_logger()
-Connect = Callable[[UplinkSettings, threading.Event], Link]
+Connect = Callable[[UplinkSettings, threading.Event, Downlink], Link]
 
 
 def run(settings: UplinkSettings, bus: Bus, host: Host, connect: Connect = make) -> None:
@@ -59,10 +66,23 @@ def run(settings: UplinkSettings, bus: Bus, host: Host, connect: Connect = make)
     """
     stop = threading.Event()
     threading.Thread(target=_limit, args=(host, settings.grace_s, stop), name="grace", daemon=True).start()
-    uplink = Uplink(settings, bus, host, connect(settings, stop), stop)
+    downlink = Downlink()
+    link = connect(settings, stop, downlink)
+    uplink = Uplink(settings, bus, host, link, stop)
+    audit = Audit(host.state)
+    commander = Commander(
+        settings, bus, flushing=uplink, audit=audit, telemetry=host.telemetry,
+        folder=host.state / "diagnostics",
+    )  # fmt: skip
+    steering = Steering(
+        settings, bus, host, link=link, downlink=downlink, commands=commander, audit=audit.write
+    )  # fmt: skip
+    uplink.on_link(steering.link_is)
+    steering.start()
     try:
         uplink.serve()
     finally:
+        steering.stop()
         stop.set()
         uplink.close()
 
@@ -105,11 +125,45 @@ class Uplink:
         self._meter = Meter(settings.bounds, now)
         self._hours = Hours(sending.schedules, zone(sending.timezone))
         self._hours_at = 0.0
+        self._opened_at = 0.0
+        self._flush_until = 0.0
         self._held: frozenset[Lane] = frozenset()
         self._shown = Shown(now)
+        self._expiry = Expiry(settings.link, host)
+        self._trouble = ""
+        self._on_link: Callable[[bool], None] = lambda _: None
         self._refused_at: float | None = None
         self._window = Window(min(sending.window, link.window), sending.queue_s)
         self._max_bytes = min(float(sending.batch_bytes), link.max_bytes)
+
+    def adjust(self, settings: UplinkSettings) -> None:
+        """Go by other settings, where they may change; what is under way is not touched."""
+        now, sending, before = time.monotonic(), settings.sending, self._settings
+        self._settings = settings
+        if settings.bounds != before.bounds:
+            self._meter = Meter(settings.bounds, now)
+        if sending.live_share != before.sending.live_share:
+            self._shares = Shares(sending.live_share)
+        self._hours = Hours(sending.schedules, zone(sending.timezone))
+        self._hours_at, self._held = 0.0, frozenset()
+        self._window = Window(min(sending.window, self._link.window), sending.queue_s)
+        self._max_bytes = min(float(sending.batch_bytes), self._link.max_bytes)
+        backoff = settings.backoff
+        if backoff != before.backoff:
+            self._circuit.go_by(Backoff(backoff.first_s, backoff.last_s, random.random), backoff.asked_s)
+
+    def on_link(self, callback: Callable[[bool], None]) -> None:
+        """Call back when the link was opened, or lost, on the thread of the loop."""
+        self._on_link = callback
+
+    def flush(self, wait_s: float) -> None:
+        """For this long, send whatever the hours, and try the far end without waiting. From any thread."""
+        self._flush_until = time.monotonic() + wait_s
+
+    @property
+    def waiting(self) -> int:
+        """Records here that the far end has not confirmed."""
+        return len(self._lanes) + sum(len(started.part.records) for started in list(self._under_way))
 
     def serve(self) -> None:
         """Run until stopped and drained."""
@@ -121,6 +175,7 @@ class Uplink:
         # predecessor of this process had in its hands.
         host.ready()
         while not host.stopping.is_set():
+            host.remote.adjust(self.adjust)
             self._turn(_IDLE_S)
         moved = time.monotonic()
         while not self._stop.is_set() and time.monotonic() - moved < _QUIET_S:
@@ -150,6 +205,7 @@ class Uplink:
         try:
             wait_s = self._start(timeout_s)
             moved = self._collect()
+            self._keep_open()
         except LinkDown as error:
             self._lost(error)
         for receipt in self._lanes.receipts():
@@ -174,7 +230,7 @@ class Uplink:
         while not self._stop.is_set():
             now = time.monotonic()
             if wait_s := self._circuit.wait_s(now):
-                if self._host.stopping.is_set():
+                if self._host.stopping.is_set() or now < self._flush_until:
                     self._circuit.hurry(now + _LAST_RETRY_S)
                 return min(wait_s, timeout_s)
             lane, wait_s = self._next_lane(now)
@@ -224,6 +280,23 @@ class Uplink:
         self._meter.pay(cost.messages, cost.bytes, now)
         self._host.telemetry.count("skerry_link_messages_total", cost.messages)
         self._host.telemetry.count("skerry_link_bytes_total", cost.bytes)
+
+    def _keep_open(self) -> None:
+        """Be there for what comes down, with nothing to send.
+
+        Raises:
+            LinkDown: the far end is lost, or cannot be reached.
+        """
+        if not self._link.steered or self._under_way or self._host.stopping.is_set():
+            return
+        now = time.monotonic()
+        if not self._open:
+            if not self._circuit.wait_s(now):
+                self._reach()
+            return
+        self._link.finish(0.0)
+        if self._circuit.failures and now - self._opened_at > _STEADY_S:
+            self._well()
 
     # Confirmed
 
@@ -278,7 +351,11 @@ class Uplink:
         if picked := self._shown.pick(records, now_s):
             message = Delivered(module=self._settings.module, events=picked)
             self._bus.publish(DELIVERED, message, self._settings.name)
-        before = self._circuit.state(now_s)
+        self._well()
+
+    def _well(self) -> None:
+        """The far end is there."""
+        before = self._circuit.state(time.monotonic())
         if self._circuit.succeeded():
             log.info("circuit.closed", link=self._settings.name, before=before)
             self._host.clear("link")
@@ -311,13 +388,15 @@ class Uplink:
                 raise LinkDown("stopping")
         if failure:
             raise failure.pop()  # out of the list: the error knows this frame, and would keep itself alive
-        self._open = True
+        self._open, self._opened_at = True, time.monotonic()
         log.info("link.open", link=self._settings.name)
+        self._on_link(True)
 
     def _lost(self, error: LinkDown) -> None:
         """Take back all that is not confirmed, close the link and leave it in peace for a while."""
         while self._under_way:
             self._lanes.put_back(self._under_way.pop().part)
+        self._on_link(False)
         self.close()
         wait_s = self._circuit.failed(time.monotonic(), error.retry_after_s)
         self._why = str(error)
@@ -331,13 +410,21 @@ class Uplink:
     def _look_at_the_time(self) -> None:
         """What changes by itself: the hours of lanes, and a refusal that is long past."""
         now = time.monotonic()
+        if self._expiry.due(now):
+            self._expiry.step(now, time.time(), synchronised())
+        if (trouble := self._link.trouble) != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                self._host.fault("steering", trouble)
+            else:
+                self._host.clear("steering")
         if self._refused_at is not None and now - self._refused_at > _REFUSALS_S:
             self._refused_at = None
             self._host.clear("refused")
         if not self._hours or now < self._hours_at:
             return
         self._hours_at = now + _HOURS_EVERY_S
-        held = self._hours.held(time.time(), synchronised())
+        held = self._hours.held(time.time(), synchronised()) if now >= self._flush_until else frozenset()
         if held != self._held:
             log.info("lanes.held", lanes=sorted(held))
         self._held = held

