@@ -1,7 +1,8 @@
 """A module's side of being steered: desired settings in, what became of them out; commands and answers.
 
-Everything runs on one thread of its own, so that neither the bus's thread nor the module's loop waits for
-a disk or a handler. The loop only takes over settings that were found to be good, when it suits the loop.
+Desired settings have a thread of their own and commands another, so that neither the bus's thread nor the
+module's loop waits for a disk or a handler. The loop only takes over settings that were found to be good,
+when it suits the loop.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ Answerer = Callable[[Any], Mapping[str, Any]]
 
 _MOST_COMMANDS = 8
 """That may wait; more are answered with 429."""
+_ENVELOPE = 1024
+"""Bytes that an answer needs around its body, generously."""
 
 log = structlog.get_logger()
 
@@ -72,13 +75,14 @@ class Remote:
         self._pending: tuple[Desired, Adjusted] | None = None
         self._outcome: tuple[Desired, Adjusted, Sequence[str]] | None = None
         self._ready = False
+        self._unannounced = False
         self._commands: deque[tuple[Command, float]] = deque()
         self._answerers: dict[str, tuple[type[Settings], Answerer]] = {}
         self._watchers: list[Callable[[Any], None]] = []
         self._runtimes: dict[str, str] = {}
         self._models: tuple[ModelInUse, ...] = ()
         self._stopped = False
-        self._thread: threading.Thread | None = None
+        self._threads: tuple[threading.Thread, ...] = ()
 
     # For the module
 
@@ -92,13 +96,19 @@ class Remote:
             apply(pending[1].live)
         except ConfigError as error:
             errors = error.problems
+        except SkerryError as error:
+            errors = (str(error),)
+        except Exception as error:
+            # It would come again after a crash, and again: the broker and the uplink repeat it.
+            log.exception("desired.failed", version=pending[0].version)
+            errors = (f"internal: {type(error).__name__}: {error}",)
         with self._changed:
             self._pending = None
             self._outcome = (*pending, errors)
             self._changed.notify_all()
 
     def answer(self, name: str, arguments: type[Settings], answerer: Answerer) -> None:
-        """Let `answerer` answer a command. It runs on a thread of its own and may take its time."""
+        """Let `answerer` answer a command. It runs on the commands' thread and may take its time."""
         self._answerers[name] = (arguments, answerer)
 
     def describe(
@@ -134,7 +144,7 @@ class Remote:
         )  # fmt: skip
 
     def watch(self, watcher: Callable[[Any], None]) -> None:
-        """Call back with the settings after each change, on the thread of this object."""
+        """Call back with the settings after each change, on a thread of this object."""
         self._watchers.append(watcher)
 
     def start(self) -> None:
@@ -142,14 +152,22 @@ class Remote:
         self._bus.subscribe(DESIRED, self._on_desired, self._name)
         self._bus.subscribe(COMMANDS, self._on_command, self._name)
         self._bus.on_connect(self._announce)
-        self._thread = threading.Thread(target=self._run, name="remote", daemon=True)
-        self._thread.start()
+        self._threads = (
+            threading.Thread(target=self._run, name="remote", daemon=True),
+            threading.Thread(target=self._run_commands, name="commands", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
 
-    def stop(self) -> None:
-        """Let go, at once."""
+    def stop(self, within_s: float = 0.0) -> None:
+        """Let go; wait for what is under way for at most this long, in seconds."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        deadline = time.monotonic() + within_s
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
 
     def ready(self) -> None:
         """The module has become ready."""
@@ -178,12 +196,12 @@ class Remote:
             self._say(message, 429, {"error": "too many commands are waiting (try later)"})
 
     def _announce(self) -> None:
-        self._bus.publish(INVENTORY, self.inventory, self._name)
-        report = self._adjuster.report
-        if report is not None:
-            self._bus.publish(REPORTED, report, self._name)
+        """Have inventory and report said, on the one thread that says them: the newest must be the last."""
+        with self._changed:
+            self._unannounced = True
+            self._changed.notify_all()
 
-    # On the thread of this object
+    # On the thread for desired settings
 
     def _run(self) -> None:
         while self._wait():
@@ -200,7 +218,7 @@ class Remote:
                     self._stopped
                     or self._outcome is not None
                     or self._ready
-                    or self._commands
+                    or self._unannounced
                     or (self._desired is not None and self._pending is None)
                 )
             )
@@ -209,21 +227,22 @@ class Remote:
     def _step(self) -> None:
         with self._changed:
             ready, self._ready = self._ready, False
+            unannounced, self._unannounced = self._unannounced, False
             outcome, self._outcome = self._outcome, None
             message = None
             # While the loop has one in its hands, the next waits: each is judged by what counts then.
             if self._pending is None and outcome is None:
                 message, self._desired = self._desired, None
-            command = self._commands.popleft() if self._commands else None
         if ready and self._adjuster.on_trial:
             self._adjuster.ready()
             self._tell()
+        if unannounced:
+            self._bus.publish(INVENTORY, self.inventory, self._name)
+            self._report()
         if outcome is not None:
             self._settle(*outcome)
         if message is not None:
             self._consider(message)
-        if command is not None:
-            self._carry_out(*command)
 
     def _consider(self, message: Desired) -> None:
         made = self._adjuster.look_at(message)
@@ -243,8 +262,25 @@ class Remote:
     def _tell(self) -> None:
         for watcher in self._watchers:
             watcher(self._adjuster.now)
+        self._report()
+
+    def _report(self) -> None:
         if self._adjuster.report is not None:
             self._bus.publish(REPORTED, self._adjuster.report, self._name)
+
+    # On the thread for commands
+
+    def _run_commands(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._commands)
+                if self._stopped:
+                    return
+                command = self._commands.popleft()
+            try:
+                self._carry_out(*command)
+            except Exception as error:
+                log.exception("command.unanswered", error=str(error))
 
     def _carry_out(self, command: Command, came_at: float) -> None:
         waited_s = time.monotonic() - came_at
@@ -261,6 +297,8 @@ class Remote:
         try:
             arguments = parse(kind[0], command.arguments, command.name)
             status, body = 200, dict(kind[1](arguments))
+            if len(msgspec.json.encode(body)) > ANSWERS.max_bytes - _ENVELOPE:
+                raise Refused(500, f"the answer is larger than {ANSWERS.max_bytes} bytes")
         except ConfigError as error:
             status, body = 400, {"error": "; ".join(error.problems)}
         except Refused as error:

@@ -46,6 +46,8 @@ RESTART_ASKED = 75
 
 Source: sysexits.h, EX_TEMPFAIL. Not 0, because some supervisors only start again what failed."""
 _METRICS_EVERY_S = 1.0
+_LET_GO_S = 0.2
+"""How long the end of the process waits for what is under way with settings, e.g. a slow disk."""
 _ANSWER_S = 0.2
 """Between the answer to a command that ends the process, and its end."""
 
@@ -255,8 +257,10 @@ def _serve(kind: str, adjuster: Adjuster[S], run: Run[S]) -> int:
     configure_logging(settings.log, settings.log_level, settings.module)
     levels = Levels(settings)
     bus = MqttBus(settings.bus, settings.site, settings.module, will=(STATUS, last_will(settings, kind)))
+    started: list[Host] = []
     try:
         host = Host(settings, kind, bus, adjuster)
+        started.append(host)
         # Not Event.set: a handler that interrupts Event.wait on this thread would wait for its own lock.
         asked: SimpleQueue[int] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -282,6 +286,8 @@ def _serve(kind: str, adjuster: Adjuster[S], run: Run[S]) -> int:
         log.info("module.stopped", kind=kind)
         return RESTART_ASKED if host.restart_asked else 0
     finally:
+        for each in started:
+            each.remote.stop(_LET_GO_S)  # from here on the adjuster is the caller's alone
         bus.close()
 
 
