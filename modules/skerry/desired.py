@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from skerry.errors import ConfigError
-from skerry.settings import ModuleSettings, Problem, Settings, convert, problems
+from skerry.settings import ModuleSettings, Problem, Settings, problems
 
 S = TypeVar("S", bound=ModuleSettings)
 Check = Callable[[S], Sequence[Problem]]
@@ -28,6 +28,7 @@ Change = Literal["live", "restart", "fixed"]
 _DEEPEST = 32
 """Levels of a patch; a twin has 10."""
 _LONGEST_ERROR = 300
+_MOST_ERRORS = 50
 
 
 class Adjusted(NamedTuple):
@@ -70,19 +71,40 @@ def adjusted(deployed: S, now: S, patch: Mapping[str, Any], check: Check[S], whe
     kind = type(deployed)
     before = msgspec.to_builtins(deployed)
     after = patched(before, patch)
-    found = problems(kind, after)
+    whole: S | None = None
+    found = problems(kind, after, most=_MOST_ERRORS)
     if not found:
-        whole = convert(kind, after, where)
+        whole, found = _converted(kind, after)
+    if whole is not None:
         found = [*_fixed(deployed, whole), *check(whole)]
-    if found:
-        raise ConfigError([f"{where}{_named(path, after)}: {text}"[:_LONGEST_ERROR] for path, text in found])
-    live, restart = _live(now, whole, "$")
-    if restart and check(live):
+    if whole is None or found:
+        raise ConfigError([_said(where, path, after, text) for path, text in found[:_MOST_ERRORS]])
+    try:
+        live, restart = _live(now, whole, "$")
+    except ValueError:
+        sound = False
+    else:
+        sound = not restart or not check(live)
+    if not sound:
         # Half of the change makes no sense without the other half.
         return Adjusted(
             whole, now, tuple(_named(p, after)[1:] for p, _ in _changes(now, whole, "$", "fixed"))
         )
     return Adjusted(whole, live, tuple(_named(path, after)[1:] for path in restart))
+
+
+def _converted(kind: type[S], after: Any) -> tuple[S | None, list[Problem]]:
+    """The settings, or what a type's own check says of them."""
+    try:
+        return msgspec.convert(after, kind), []
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at ")
+        return None, [(path.strip("`") or "$", text)]
+
+
+def _said(where: str, path: str, data: Any, text: str) -> str:
+    """A problem in the words of the patch."""
+    return f"{where}{_named(path, data)}: {text}"[:_LONGEST_ERROR]
 
 
 def patched(base: Any, patch: Any) -> Any:
@@ -123,9 +145,20 @@ def depth(data: Any) -> int:
     return deepest
 
 
-def adjustable(kind: type[msgspec.Struct]) -> list[tuple[str, Change]]:
-    """Paths of a settings type that may be changed from outside, and when each change counts."""
-    return sorted(_adjustable(kind, ""))
+class Adjustable(NamedTuple):
+    """A setting that may be changed from outside."""
+
+    path: str
+    """`NAME` stands for the name of a thing in a list, or for its place."""
+    change: Change
+    owner: type[Settings]
+    """The type that has the field."""
+    field: str
+
+
+def adjustable(kind: type[Settings]) -> list[Adjustable]:
+    """The settings of a type that may be changed from outside, by path."""
+    return sorted(_adjustable(kind, ""), key=lambda found: found.path)
 
 
 def _names(items: Sequence[Any]) -> list[str] | None:
@@ -142,7 +175,7 @@ def _fixed(deployed: Settings, whole: Settings) -> Iterator[Problem]:
     """What may not be changed from outside, and would be."""
     for path, change in _changes(deployed, whole, "$", "fixed"):
         if change == "fixed":
-            known = ", ".join(name for name, _ in adjustable(type(deployed)))
+            known = ", ".join(found.path for found in adjustable(type(deployed)))
             yield path, f"expected a setting that may be changed from outside (these: {known})"
 
 
@@ -213,20 +246,20 @@ def _marks(kind: type) -> dict[str, Change]:
     return found
 
 
-def _adjustable(kind: type, path: str) -> Iterator[tuple[str, Change]]:
+def _adjustable(kind: type[Settings], path: str) -> Iterator[Adjustable]:
     marks = _marks(kind)
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        if name not in kind.__struct_fields__:  # type: ignore[attr-defined]  # a class variable
+        if name not in kind.__struct_fields__:  # a class variable
             continue
         here = f"{path}.{name}" if path else name
         if name in marks:
-            yield here, marks[name]
+            yield Adjustable(here, marks[name], kind, name)
             continue
         for inner, step in _structs(hint):
             yield from _adjustable(inner, here + step)
 
 
-def _structs(hint: Any) -> Iterator[tuple[type, str]]:
+def _structs(hint: Any) -> Iterator[tuple[type[Settings], str]]:
     """Settings types inside a hint, and how they are reached."""
     if isinstance(hint, type) and issubclass(hint, Settings):
         yield hint, ""
@@ -242,7 +275,7 @@ def _structs(hint: Any) -> Iterator[tuple[type, str]]:
 def _named(path: str, data: Any) -> str:
     """`$.rules[0].zone` as `.rules.belt-full.zone`: as the patch says it."""
     out = ""
-    for name, place in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
+    for name, place in re.findall(r"\.([^.\[]+)|\[(\d{1,9})\]", path):
         try:
             if place and isinstance(data, list | tuple):
                 data = data[int(place)]
