@@ -107,6 +107,16 @@ class CameraWorker:
 
     # --- from the module's main thread -----------------------------------------------------------
 
+    def adjust(self, camera: Camera) -> None:
+        """Go by other settings from the next frame on: its `fps`, `more_masks`, `stall_s` and `late_s`.
+
+        A frame that is being written now is finished first, as it was begun; every later one has the new
+        masks.
+        """
+        with self._lock:
+            self.camera = camera
+            self._masks = (0, 0), []
+
     def start(self) -> None:
         """Begin to capture, on a new thread."""
         self._session = Session()
@@ -233,11 +243,13 @@ class CameraWorker:
             Its media time and the monotonic time at which it was there, in ns; None when it is not to be
             captured.
         """
-        now = time.monotonic_ns()
+        now, camera = time.monotonic_ns(), self.camera
+        self._limit.change(camera.fps)
+        late_ns = pace.late_ns = round(camera.late_s * _S)
         if self._live:
             moment = self._clock.of(picture.media_ns, now)
             media_ns = moment.media_ns
-            late = moment.lag_ns > self.camera.late_s * _S
+            late = moment.lag_ns > late_ns
         else:
             media_ns = now if picture.media_ns is None else picture.media_ns
             late = False
@@ -328,13 +340,12 @@ class CameraWorker:
 
     def _mask(self, pixels: Pixels) -> None:
         """Paint the masks black, before anyone can see the slot."""
-        if not self.camera.masks:
-            return
         height, width = pixels.shape[:2]
         if self._masks[0] != (width, height):
             corners = mask_points(self.camera, width, height)
             self._masks = (width, height), [np.array(c, np.int32) for c in corners]
-        cv2.fillPoly(pixels, self._masks[1], (0, 0, 0))
+        for polygon in self._masks[1]:  # each by itself: together, what two of them share stays bare
+            cv2.fillPoly(pixels, [polygon], (0, 0, 0))
 
     def _skip(self, reason: str, frames: int = 1) -> None:
         self._host.telemetry.count("skerry_source_skipped_total", frames, camera=self.name, reason=reason)

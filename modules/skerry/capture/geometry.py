@@ -70,8 +70,9 @@ def known_size(camera: Camera) -> tuple[int, int] | None:
 
 
 def mask_points(camera: Camera, width: int, height: int) -> list[list[tuple[int, int]]]:
-    """The masks' corners in pixels of the captured picture."""
-    return [[(round(x * width), round(y * height)) for x, y in polygon] for polygon in camera.masks]
+    """The masks' corners in pixels of the captured picture; of all masks, whoever set them."""
+    masks = (*camera.masks, *camera.more_masks)
+    return [[(round(x * width), round(y * height)) for x, y in polygon] for polygon in masks]
 
 
 def _fit(want_width: int | None, want_height: int | None, width: int, height: int) -> tuple[int, int]:

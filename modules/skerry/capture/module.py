@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 from skerry.bus import Bus
@@ -50,10 +49,16 @@ def run(settings: CaptureSettings, bus: Bus, host: Host) -> None:
 
 
 def _watch(host: Host, workers: list[CameraWorker]) -> None:
+    def adjust(settings: CaptureSettings) -> None:
+        cameras = {camera.name: camera for camera in settings.cameras}
+        for worker in workers:
+            worker.adjust(cameras[worker.name])
+
     began = announced = time.monotonic()
     is_ready = False
     while not host.stopping.wait(_TICK_S):
         host.beat()
+        host.remote.adjust(adjust)
         now = time.monotonic()
         for worker in workers:
             worker.watch(now)
@@ -86,10 +91,11 @@ def _worker(
             resolved(detections.number)
 
         bus.subscribe(DETECTIONS, note, camera.name)
-    return CameraWorker(
+    worker = CameraWorker(
         camera, settings, bus, host,
-        open_feed=partial(open_feed, camera.source, camera.stall_s), window=window, consumers=consumers,
+        open_feed=lambda: open_feed(camera.source, worker.camera.stall_s), window=window, consumers=consumers,
     )  # fmt: skip
+    return worker
 
 
 def _report(host: Host, workers: list[CameraWorker]) -> None:

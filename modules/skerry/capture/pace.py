@@ -18,11 +18,27 @@ class Limit:
     """
 
     def __init__(self, fps: float | None) -> None:
+        self._fps = fps
         self._step = None if fps is None else round(_S / fps)
         self._next: int | None = None
+        self._last: int | None = None
+
+    def change(self, fps: float | None) -> None:
+        """Go by another limit, counted from the last frame that was taken."""
+        if fps == self._fps:
+            return
+        self._fps = fps
+        self._step = None if fps is None else round(_S / fps)
+        self._next = None if self._step is None or self._last is None else self._last + self._step
 
     def takes(self, media_ns: int) -> bool:
         """Whether to take the frame of this time."""
+        taken = self._due(media_ns)
+        if taken:
+            self._last = media_ns
+        return taken
+
+    def _due(self, media_ns: int) -> bool:
         if self._step is None:
             return True
         if self._next is None or media_ns < self._next - 2 * self._step:
@@ -38,14 +54,15 @@ class Limit:
 class RealTime:
     """Follows a file's clock with the monotonic one, and stays current when it cannot.
 
-    A frame more than `late_ns` behind is to be skipped. After `_PATIENCE` of them in a row skipping
-    evidently does not help (decoding itself is too slow): time slips, and the next frame is on time.
+    A frame more than `late_ns` behind is to be skipped; that may be set anew at any time. After `_PATIENCE`
+    of them in a row skipping evidently does not help (decoding itself is too slow): time slips, and the next
+    frame is on time.
     """
 
     _PATIENCE = 15
 
     def __init__(self, late_ns: int) -> None:
-        self._late_ns = late_ns
+        self.late_ns = late_ns
         self._base: int | None = None
         self._skipped = 0
 
@@ -54,7 +71,7 @@ class RealTime:
         if self._base is None:
             self._base = now_ns - media_ns
         lead = self._base + media_ns - now_ns
-        if lead >= -self._late_ns:
+        if lead >= -self.late_ns:
             self._skipped = 0
             return max(lead, 0)
         self._skipped += 1
