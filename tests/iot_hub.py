@@ -248,6 +248,8 @@ class IotHub:
         hub, device = self.assignments[registration]
         state = {
             "registrationId": registration, "assignedHub": hub, "deviceId": device, "status": "assigned",
+            "substatus": "initialAssignment", "createdDateTimeUtc": "2026-03-01T12:00:00.0000000Z",
+            "lastUpdatedDateTimeUtc": "2026-03-01T12:00:00.0000000Z", "etag": "x",
         }  # fmt: skip
         return json.dumps({"operationId": registration, "status": "assigned", "registrationState": state})
 

@@ -248,7 +248,7 @@ class AzureLink(Link):
         if isinstance(lost, LinkDown):
             return str(lost)
         if lost is None or isinstance(lost, Closed):
-            return f"{self._where}: the link is closed"
+            return f"{self._where}: {lost or 'the link is closed'}"
         return f"{self._where}: {explain(lost, self._where, self._identity.trust, self._identity.proof)}"
 
     def _wait(
@@ -397,7 +397,9 @@ class AzureLink(Link):
             found = self._put(lambda: self._twin.changed(patch))
             if self._twin.wanted and not before:
                 self._asked_at = None
-        self._propose(found)
+        if not self._propose(found):
+            with heard.changed:
+                self._twin.doubt()  # it may be small again without what made it large
 
     def _put(self, change: Callable[[], Desired | None]) -> Desired | None:
         """What a twin becomes, however it is nested."""
@@ -407,17 +409,19 @@ class AzureLink(Link):
             log.warning("desired.dropped", host=self._where, reason="nested too deeply")
             return None
 
-    def _propose(self, found: Desired | None) -> None:
+    def _propose(self, found: Desired | None) -> bool:
+        """Hand a desired state on; False when it is too large to be looked at."""
         if found is None or self._downlink is None:
-            return
+            return True
         try:
             size = len(msgspec.json.encode(found.document))
         except (RecursionError, msgspec.EncodeError, UnicodeEncodeError):
             size = _DOCUMENT_BYTES + 1
         if size > _DOCUMENT_BYTES:
             log.warning("desired.dropped", host=self._where, version=found.version, reason="too large")
-            return
+            return False
         self._downlink.propose("twin", str(found.version), found.document)
+        return True
 
     def _on_method(self, heard: Heard, request: Any) -> None:
         connection = self._connection

@@ -319,7 +319,7 @@ class Connection:
 
     def _on_disconnected(self) -> None:
         if not self.lives:
-            self._heard.lose(ConnectionResetError("connection lost"))
+            self._heard.lose(Closed("connection lost"))
 
     def _on_background(self, error: Exception) -> None:
         """Something failed that nobody asked for: a connection broke, or a token was not renewed."""
@@ -340,14 +340,25 @@ class Connection:
 
     def _cut(self) -> None:
         """End whatever its threads wait for on the socket."""
-        pipeline = self._pipeline
-        with contextlib.suppress(Exception):
-            paho = _transport(pipeline)._mqtt_client
-            # What is stuck in a handshake must not log in afterwards, in the place of its successor.
-            paho._send_connect = lambda *_: 1
-            sock = paho.socket()
-            if sock is not None:
-                sock.shutdown(socket.SHUT_RDWR)
+        if self._pipeline is not None:
+            _cut(self._pipeline)
+
+
+def let_go(sdk: Sdk, client: Any) -> None:
+    """End a client of the provisioning service that was not successful: it would log in again for ever."""
+    pipeline, over = client._pipeline, threading.Event()
+
+    def shut() -> None:
+        with contextlib.suppress(Exception):  # whatever it says, it is let go of
+            pipeline.shutdown(callback=lambda **_: None)
+        over.set()
+
+    with contextlib.suppress(LinkDown):
+        hands = sdk.hands()
+        hands.submit(shut)
+        _cut(pipeline)
+        if not over.wait(_CUT_S):
+            _threads.replace(hands)
 
 
 def explain(error: Exception | None, host: str, trust: str, proof: str) -> str:
@@ -376,6 +387,17 @@ def explain(error: Exception | None, host: str, trust: str, proof: str) -> str:
         if isinstance(cause, OSError):
             return f"cannot connect: {cause} (check address and network)"
     return next((str(cause) for cause in reversed(chain) if str(cause)), "connection lost")
+
+
+def _cut(pipeline: Any) -> None:
+    """End whatever waits for the far end."""
+    with contextlib.suppress(Exception):  # its socket may end at any moment
+        paho = _transport(pipeline)._mqtt_client
+        # What is stuck in a handshake must not log in afterwards, in the place of its successor.
+        paho._send_connect = lambda *_: 1
+        sock = paho.socket()
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _told(done: Done) -> Callable[..., None]:

@@ -22,7 +22,7 @@ from skerry.mqtt import tls_context
 from skerry.settings import TlsSettings
 from skerry.uplink import settings as given
 from skerry.uplink.credentials import Watched
-from skerry.uplink.links.azure_client import Sdk, explain
+from skerry.uplink.links.azure_client import Sdk, explain, let_go
 
 _MOST_BYTES = 64 * 1024
 
@@ -203,6 +203,7 @@ class Identity:
         options = {name: value for name, value in self._files().items() if name in _OF_PROVISIONING}
         service = self._sdk.device.ProvisioningDeviceClient
         said: list[Any] = []
+        clients: list[Any] = []
         over = threading.Event()
 
         def register() -> None:
@@ -216,6 +217,7 @@ class Identity:
                     client = service.create_from_x509_certificate(
                         by.host, by.registration, by.scope, x509, **options
                     )
+                clients.append(client)
                 said.append(client.register())
             except Exception as error:  # noqa: BLE001 - looked at below, on the thread that waits
                 said.append(error)
@@ -227,8 +229,10 @@ class Identity:
         while not over.wait(min(left_s, 0.1)):
             left_s -= 0.1
             if left_s <= 0 or stop.is_set():
-                raise LinkDown(f"{by.host}: no assignment within {timeout_s:g} s")
-        result = said[0]
+                break
+        result = said[0] if said else LinkDown(f"no assignment within {timeout_s:g} s")
+        if clients and (isinstance(result, Exception) or result.status != "assigned"):
+            let_go(self._sdk, clients[0])
         if isinstance(result, Exception):
             raise LinkDown(f"{by.host}: {explain(result, by.host, self.trust, self.proof)}") from result
         state = result.registration_state

@@ -76,6 +76,11 @@ class Twin:
         """The platform has this document now."""
         self._reported = document
 
+    def doubt(self) -> None:
+        """What was put together is no good: the whole twin is wanted, whatever its version."""
+        self._version = -1
+        self.wanted = True
+
     def forget(self) -> None:
         """Nobody knows what the platform has been told: the whole twin says so."""
         self._reported = None

@@ -1,0 +1,66 @@
+"""What needs Microsoft's client runs only where that is: `../test_uplink_azure.py` sees to it."""
+
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iot_hub import IotHub
+from skerry.uplink import settings as given
+from skerry.uplink.downlink import Downlink
+from skerry.uplink.links.azure import AzureLink
+
+collect_ignore_glob = [] if importlib.util.find_spec("azure") else ["test_*.py"]
+
+
+_ITS_OWN = (
+    "ssl.PROTOCOL_TLSv1_2",  # how the client makes a context
+    "unclosed <ssl.SSLSocket",  # paho leaves a failed handshake's to the garbage collector
+    "unclosed <socket.socket fd=[0-9]+, family=1,",  # and so does the client the workload API's
+    "unclosed <socket.socket fd=[0-9]+, family=2,.*127.0.0.1",  # a new token: the pair that wakes paho's thread
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for warning in _ITS_OWN:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{warning}"))
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[IotHub]:
+    hub = IotHub(tmp_path)
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+Connect = Callable[..., AzureLink]
+
+
+@pytest.fixture
+def connect(tmp_path) -> Iterator[Connect]:
+    """Makes links to a hub, by the connection string of a device unless told otherwise; not open."""
+    links: list[AzureLink] = []
+
+    def make(
+        hub: IotHub, identity: given.AzureIdentity | None = None, downlink: Downlink | None = None,
+        stop: threading.Event | None = None, **options: Any,
+    ) -> AzureLink:  # fmt: skip
+        if identity is None:
+            file = hub.connection_string(tmp_path)
+            identity = given.ConnectionStringIdentity(connection_string_file=str(file))
+        if not isinstance(identity, given.EdgeIdentity):
+            options.setdefault("ca", str(hub.authority.ca))
+        options.setdefault("timeout_s", 5.0)
+        settings = given.AzureLink(identity=identity, **options)
+        links.append(AzureLink(settings, "here", tmp_path, stop or threading.Event(), downlink=downlink))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
