@@ -121,6 +121,10 @@ class Nucleus:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """End, with its folder."""
         self.thaw()
         self.stop()
         shutil.rmtree(self._folder)

@@ -1,4 +1,4 @@
-"""What every link does: a file, MQTT (paho-mqtt 1.6.1 and 2.x), AWS, Azure, HTTP, and one in memory."""
+"""What every link does: a file, MQTT (paho 1.6.1 and 2.x), AWS, Greengrass, Azure, HTTP, and one in memory."""
 
 import importlib.util
 import os
@@ -19,6 +19,7 @@ import authority
 import needs
 from authority import Authority
 from events import event, events
+from greengrass_ipc import Nucleus
 from http_far_end import HttpFarEnd
 from iot_hub import IotHub
 from oracle import Oracle
@@ -31,10 +32,13 @@ from skerry.messages import Event
 from skerry.settings import TlsSettings
 from skerry.testing import eventually
 from skerry.uplink import settings as given
+from skerry.uplink.downlink import Downlink
 from skerry.uplink.links import Link
 from skerry.uplink.links.aws import AwsLink
 from skerry.uplink.links.azure import AzureLink
 from skerry.uplink.links.file import FileLink
+from skerry.uplink.links.greengrass import GreengrassLink
+from skerry.uplink.links.greengrass_ipc import Nucleus as Where
 from skerry.uplink.links.http import HttpLink
 from skerry.uplink.links.memory import MemoryLink
 from skerry.uplink.links.mqtt import MqttLink
@@ -195,7 +199,7 @@ class AwsWorld:
 
     def link(self) -> Link:
         settings = given.AwsLink(endpoint="localhost", port=self._broker.port, tls=self._tls, timeout_s=5.0)
-        return AwsLink(settings, "here", "link", threading.Event())
+        return AwsLink(settings, "here", "link", threading.Event(), downlink=Downlink())
 
     def arrived(self) -> list[Event]:
         return [msgspec.json.decode(raw, type=Event) for raw in self.raw()]
@@ -252,6 +256,39 @@ class AzureWorld:
         self._hub.stop()
 
 
+class GreengrassWorld:
+    """A nucleus of ours on a Unix socket."""
+
+    repeats = True
+
+    def __init__(self, **changes: Any) -> None:
+        self._nucleus = Nucleus()
+        self._nucleus.start()
+        self._changes = changes
+
+    def link(self) -> Link:
+        settings = given.GreengrassLink(timeout_s=5.0, **self._changes)
+        where = Where(self._nucleus.environment)
+        return GreengrassLink(settings, "here", threading.Event(), downlink=Downlink(), nucleus=where)
+
+    def arrived(self) -> list[Event]:
+        return [msgspec.json.decode(raw, type=Event) for raw in self.raw()]
+
+    def raw(self) -> list[bytes]:
+        return [raw for item in list(self._nucleus.cloud) for raw in decode(item.payload)]
+
+    def cut(self) -> None:
+        self._nucleus.stop()
+
+    def restore(self) -> None:
+        self._nucleus.start()
+
+    def close(self) -> None:
+        self._nucleus.remove()
+
+
+GREENGRASS = {"greengrass": {}, "greengrass-echo": {"confirm": "echo"}}
+
 AZURE = {"azure": {}, "azure-event": {"format": "event"}} if importlib.util.find_spec("azure") else {}
 """Where its client is: in the process of the last test. It wants a class of ssl that Python has outlived."""
 
@@ -278,6 +315,7 @@ MQTT = {
         *HTTP,
         *(pytest.param(name, marks=needs.mosquitto) for name in MQTT),
         pytest.param("aws", marks=needs.mosquitto),
+        *GREENGRASS,
         *(
             pytest.param(name, marks=pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2"))
             for name in AZURE
@@ -297,6 +335,10 @@ def world(request, tmp_path, monkeypatch) -> Iterator[World]:
         cloud = AwsWorld(tmp_path)
         yield cloud
         cloud.close()
+    elif request.param in GREENGRASS:
+        nucleus = GreengrassWorld(**GREENGRASS[request.param])
+        yield nucleus
+        nucleus.close()
     elif request.param in AZURE:
         hub = AzureWorld(tmp_path, **AZURE[request.param])
         yield hub

@@ -300,6 +300,7 @@ def test_an_answer_while_iot_core_was_lost_confirms_nothing(nucleus, make) -> No
     eventually(lambda: "PublishToIoTCore" in nucleus.asked)
     nucleus.online = False
     nucleus.online = True  # it is back, and has the batch, perhaps; or it was dropped from a full spool
+    eventually(lambda: link._offline == 1 and link._online)
     with pytest.raises(LinkDown, match="lost IoT Core while"):
         eventually(link.finish)
     link.open()

@@ -135,7 +135,7 @@ class AwsLink(Link):
     def trouble(self) -> str:
         """What does not work of the way down; "" when all does."""
         steering = self._steering
-        return "; ".join(steering.trouble.values()) if steering is not None else ""
+        return "; ".join(tuple(steering.trouble.values())) if steering is not None else ""
 
     def open(self) -> None:
         self.close()

@@ -110,12 +110,13 @@ class GreengrassLink(Link):
     def trouble(self) -> str:
         """What does not work of the way down; "" when all does."""
         steering = self._steering
-        return "; ".join(steering.trouble.values()) if steering is not None else ""
+        return "; ".join(tuple(steering.trouble.values())) if steering is not None else ""
 
     def open(self) -> None:
         self.close()
         deadline = time.monotonic() + min(self._settings.timeout_s, _CONNECT_S)
         heard = self._heard = Heard()
+        self._steering = None
         try:
             session = self._session = self._ipc.connect(self._nucleus, heard, deadline, self._stop)
             if self._kept is not None and self.steered:
@@ -203,7 +204,7 @@ class GreengrassLink(Link):
         if not self.steered:
             return
         steering = self._steering
-        if steering is None:
+        if steering is None or self._session is None:
             raise LinkDown("nucleus: the link is closed")
         try:
             steering.report(document, time.monotonic() + timeout_s, self._stop)
@@ -214,7 +215,6 @@ class GreengrassLink(Link):
 
     def close(self) -> None:
         session, self._session = self._session, None
-        self._steering = None
         self._under_way = deque()  # an answer that comes now confirms nothing
         if session is not None:
             self._heard.lose("closed")

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from skerry.clock import utc
 from skerry.errors import LinkDown
 from skerry.uplink.downlink import Downlink
 from skerry.uplink.links import shadow as shadows
@@ -125,7 +126,7 @@ class Steering:
             text = msgspec.json.encode(document).decode()
             self._do(
                 "UpdateConfiguration", _REPORTED, deadline, stop,
-                key_path=[], timestamp=dt.datetime.now(dt.UTC), value_to_merge={_REPORTED: text},
+                key_path=[], timestamp=dt.datetime.fromisoformat(utc()), value_to_merge={_REPORTED: text},
             )  # fmt: skip
         elif settings.reported == "shadow":
             self._report_to_shadow(document, deadline, stop)
