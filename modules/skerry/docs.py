@@ -20,6 +20,8 @@ from msgspec import inspect
 from skerry import __version__, channels, messages
 from skerry.channels import CHANNELS, Channel
 from skerry.decision.settings import RULES, Rule, RuleSettings, TrackerSettings, Where
+from skerry.desired import adjustable
+from skerry.kinds import NAMES, kind_of
 
 Struct = type[msgspec.Struct]
 
@@ -34,6 +36,11 @@ _RULES_INTRO = """\
 A rule is an entry under `rules:` of the site file; `kind` says which. Durations are seconds of capture
 time, so a dropped frame cannot stretch one; positions are fractions of the picture, x to the right, y
 down. The JSON Schema is [schemas/Rule.json](schemas/Rule.json).
+"""
+_ADJUSTABLE_INTRO = """\
+By the desired state: see [remote.md](remote.md). `live`: at once, between two frames. `restart`: kept,
+reported, and in force from the module's next start on. Everything else is refused. `NAME` is the name of
+a camera or a rule, or the place of a model.
 """
 _PARAMETERS = {
     "site": "Name of the site.",
@@ -50,6 +57,7 @@ def documents() -> dict[str, str]:
     return {
         "docs/messages.md": messages_page(),
         "docs/rules.md": rules_page(),
+        "docs/adjustable.md": adjustable_page(),
         "docs/asyncapi.json": _pretty(asyncapi()),
         "docs/schemas/Rule.json": _pretty(schema(Rule, "Rule")),
         **schemas,
@@ -88,6 +96,24 @@ def rules_page() -> str:
         parts += [f"## {rule.__struct_config__.tag}", _doc(rule), _field_table(rule, without=common)]
     parts += ["## where", _doc(Where), _field_table(Where)]
     parts += ["## The tracker", _doc(TrackerSettings), _field_table(TrackerSettings)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def adjustable_page() -> str:
+    """Markdown: every setting that may be changed from outside."""
+    parts = [
+        "# Settings that may be changed from outside",
+        _NOTICE.format(sources="the settings of each module"),
+    ]
+    parts.append(_ADJUSTABLE_INTRO)
+    for name in NAMES:
+        kind = kind_of(name)
+        assert kind is not None, name
+        rows = [
+            (f"`{found.path}`", found.change, _one_line(field_docs(found.owner).get(found.field, "")))
+            for found in adjustable(kind.settings)
+        ]
+        parts += [f"## {name}", _table(("setting", "counts", "what"), rows)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

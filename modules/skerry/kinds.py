@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from skerry.desired import nothing
 from skerry.settings import ModuleSettings, Problem
 
+NAMES = ("capture", "inference", "decision", "buffer", "uplink")
+
 
 class Kind(NamedTuple):
     """What a kind of module is told."""

@@ -80,6 +80,7 @@ class ModuleSettings(Settings, frozen=True, kw_only=True):
     """Port of /healthz, /readyz and /metrics; 0 takes a free one, null serves none."""
     log: Literal["json", "console"] = "json"
     log_level: Annotated[LogLevel, LIVE] = "info"
+    """Least level of what is logged."""
     grace_s: Positive = 4.0
     """After SIGTERM, how long to drain before giving up."""
     watchdog_s: Positive = 30.0

@@ -127,6 +127,7 @@ class Camera(Settings, frozen=True, kw_only=True):
     width: Annotated[Pixels | None, RESTART] = None
     """Width of what is captured; with `height` left out, that follows from the aspect ratio."""
     height: Annotated[Pixels | None, RESTART] = None
+    """Height of what is captured, likewise."""
     roi: Annotated[tuple[Fraction, Fraction, Fraction, Fraction] | None, RESTART] = None
     """x1, y1, x2, y2 of the part to keep, as fractions of the picture as delivered."""
     rotate: Annotated[Literal[0, 90, 180, 270], RESTART] = 0
@@ -135,7 +136,7 @@ class Camera(Settings, frozen=True, kw_only=True):
     """Painted black, in fractions of the captured picture: what is under them is never stored.
     Nobody can take them away from outside."""
     more_masks: Annotated[tuple[Polygon, ...], LIVE] = ()
-    """The same, for masks that may be set and taken away from outside."""
+    """More of them, which may be set and taken away from outside."""
     snapshots: Literal["never", "blurred", "allowed"] = "never"
     """Whether the command `snapshot` gets a picture of this camera, always with its masks: none, one in which
     things can be told apart and nobody can be recognised, or the picture as it is."""

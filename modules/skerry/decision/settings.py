@@ -225,7 +225,9 @@ class DecisionSettings(ModuleSettings, frozen=True, kw_only=True):
 
     cameras: Annotated[tuple[Name, ...], Meta(min_length=1)]
     tracker: Annotated[TrackerSettings, LIVE] = TrackerSettings()
+    """How sightings become tracks."""
     rules: Annotated[tuple[Rule, ...], LIVE] = ()
+    """What turns tracks into events, each by its name."""
     queue: Annotated[int, Meta(ge=1, le=10_000)] = 32
     """Results per camera that may wait; the oldest makes room and is counted."""
     outbox_events: Annotated[int, Meta(ge=1)] = 100_000

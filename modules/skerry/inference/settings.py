@@ -38,11 +38,13 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     runtime: Annotated[RuntimeName, RESTART] = "auto"
     """`auto` measures what is installed on this device, once, and takes the fastest."""
     device: Annotated[Device, RESTART] = "cpu"
+    """What it runs on; `auto` chooses among the runtimes that have it."""
     threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, RESTART] = None
     """Threads of one run on the CPU. null: half of the cores this process may use, at least one."""
     score_threshold: Annotated[Fraction | None, LIVE] = None
     """In place of the package's own."""
     batch: Annotated[BatchSettings, RESTART] = BatchSettings()
+    """Frames of several cameras in one run."""
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 

@@ -49,6 +49,7 @@ class Limits(Settings, frozen=True, kw_only=True):
     """Left out: that of the link, aws-iot-core for `aws` and `greengrass`, azure-iot-hub-s1
     for `azure` without an edgeHub, none for the others."""
     messages_per_s: Annotated[Positive | None, LIVE] = None
+    """Messages a second."""
     bytes_per_s: Annotated[Positive | None, LIVE] = None
     """Of payloads as they are sent, compressed where they are."""
     message_bytes: Annotated[Annotated[int, Meta(ge=1024)] | None, RESTART] = None

@@ -434,6 +434,7 @@ class Sending(Settings, frozen=True, kw_only=True):
     queue_s: Annotated[Positive, LIVE] = 0.2
     """When batches queue on the way for longer, fewer are sent ahead: an alarm would wait behind them."""
     batch_events: Annotated[int, Meta(ge=1, le=1000), LIVE] = 100
+    """Events in one batch, at most."""
     batch_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024), LIVE] = 128 * 1024
     """Bytes of events in one batch, before compression; an event that is larger goes alone."""
 
@@ -483,6 +484,7 @@ class UplinkSettings(ModuleSettings, frozen=True, kw_only=True):
     sending: Sending = Sending()
     remote: RemoteSettings = RemoteSettings()
     backoff: Annotated[BackoffSettings, LIVE] = BackoffSettings()
+    """How long to wait before a far end that did not confirm is tried again."""
     inbox_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     """Of each lane, what may be in memory, waiting or on its way; the buffer repeats what finds no room."""
 

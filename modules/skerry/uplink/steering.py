@@ -105,8 +105,11 @@ class Steering:
 
     def start(self) -> None:
         """Listen."""
-        if self._settings.remote.desired == "none" or not (self._link.steered or self._settings.remote.file):
-            # Nobody desires anything: what an earlier configuration desired does not count any more.
+        nobody = self._settings.remote.desired == "none" or not (
+            self._link.steered or self._settings.remote.file
+        )
+        if nobody and self._kept.current.patches:
+            # What was desired under an earlier configuration does not count any more.
             self._judgement.propose(Proposal("none", "0", {}))
         self._bus.subscribe(INVENTORY, self._on_inventory)
         self._bus.subscribe(REPORTED, self._on_reported)
