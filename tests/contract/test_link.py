@@ -1,4 +1,4 @@
-"""What every link does: a file, MQTT (paho 1.6.1 and 2.x), AWS, Greengrass, Azure, HTTP, and one in memory."""
+"""What every link does: a file, MQTT (paho 1.6.1 and 2), AWS, Greengrass, Azure, HTTP, and one in memory."""
 
 import importlib.util
 import os
