@@ -22,24 +22,22 @@ class Limit:
         self._step = None if fps is None else round(_S / fps)
         self._next: int | None = None
         self._last: int | None = None
+        """When the last frame was due that was taken, as of the last change or without a limit."""
 
     def change(self, fps: float | None) -> None:
         """Go by another limit, counted from the last frame that was taken."""
         if fps == self._fps:
             return
+        if self._step is not None and self._next is not None:
+            self._last = self._next - self._step
         self._fps = fps
         self._step = None if fps is None else round(_S / fps)
         self._next = None if self._step is None or self._last is None else self._last + self._step
 
     def takes(self, media_ns: int) -> bool:
         """Whether to take the frame of this time."""
-        taken = self._due(media_ns)
-        if taken:
-            self._last = media_ns
-        return taken
-
-    def _due(self, media_ns: int) -> bool:
         if self._step is None:
+            self._last = media_ns
             return True
         if self._next is None or media_ns < self._next - 2 * self._step:
             self._next = media_ns  # the first frame, or the media's clock went back

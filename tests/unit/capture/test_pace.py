@@ -127,3 +127,37 @@ def test_retries_grow_to_their_bound_with_jitter_and_start_again_after_success()
     assert len(set(waits)) > 1900
     retry.succeeded()
     assert retry.wait_s() <= 1
+
+
+class TestChangedLimit:
+    def test_the_next_frame_is_a_whole_step_of_the_new_limit_after_the_last_one_taken(self):
+        limit = Limit(10)
+        assert taken(limit, [0, 50 * MS, 100 * MS]) == [0, 100 * MS]
+        limit.change(2)
+        assert taken(limit, range(150 * MS, 1200 * MS, 50 * MS)) == [500 * MS, 1000 * MS]  # a fifth early
+        limit.change(20)
+        assert taken(limit, range(1050 * MS, 1300 * MS, 50 * MS)) == [1150 * MS, 1200 * MS, 1250 * MS]
+
+    def test_without_a_limit_every_frame_is_taken_and_with_one_again_none_too_early(self):
+        limit = Limit(1)
+        assert taken(limit, [0, 500 * MS]) == [0]
+        limit.change(None)
+        assert taken(limit, [600 * MS, 700 * MS]) == [600 * MS, 700 * MS]
+        limit.change(1)
+        assert taken(limit, [800 * MS, 1400 * MS, 1700 * MS]) == [1700 * MS]
+
+    def test_the_same_limit_again_changes_nothing(self):
+        limit, same = Limit(10), Limit(10)
+        times = range(0, 3 * S, 33 * MS)
+        kept = []
+        for time in times:
+            same.change(10)
+            kept += taken(same, [time])
+        assert kept == taken(limit, times)
+
+    def test_a_flood_of_changes_takes_no_more_than_the_highest_limit_allows(self):
+        limit, kept = Limit(5), []
+        for n, time in enumerate(range(0, 20 * S, 20 * MS)):
+            limit.change((1, 2, 5)[n % 3])
+            kept += taken(limit, [time])
+        assert 20 <= len(kept) <= 101
