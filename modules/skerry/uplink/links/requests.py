@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from skerry.uplink.downlink import Downlink
+from skerry.uplink.downlink import BUSY, Downlink
 
 _LONGEST_ID, _LONGEST_NAME = 128, 64
 _MOST_BYTES = 64 * 1024
@@ -20,6 +20,8 @@ _MOST_ANSWER_BYTES = 120 * 1024
 _MOST_ANSWERS = 64
 """Answers that may be on their way."""
 _BAD, _TOO_LARGE = 400, 413
+_REFUSALS = (_BAD, _TOO_LARGE, BUSY)
+"""A storm of these leaves half of the places to answers that somebody waits for."""
 
 log = structlog.get_logger()
 Publish = Callable[[bytes, Callable[[], None]], None]
@@ -55,6 +57,7 @@ class Requests:
         self._publish = publish
         self._lock = threading.Lock()
         self._under_way = 0
+        self._dropping = False
 
     def take(self, topic: str, payload: bytes, *, retained: bool) -> bool:
         """Put a message into the downlink; False when it is not about a command.
@@ -96,10 +99,13 @@ class Requests:
             )
             answer = msgspec.json.encode(_Answer(request, name, _TOO_LARGE, msgspec.Raw(said)))
         with self._lock:
-            full = self._under_way >= _MOST_ANSWERS
+            most = _MOST_ANSWERS // 2 if status in _REFUSALS else _MOST_ANSWERS
+            full = self._under_way >= most
             self._under_way += not full
+            said, self._dropping = self._dropping, full
         if full:
-            log.warning("answer.dropped", name=name, status=status, reason="too many are on their way")
+            if not said:  # once a storm: a line an answer would be a storm of its own
+                log.warning("answer.dropped", name=name, status=status, reason="too many are on their way")
             return
         try:
             self._publish(answer, self._sent)
