@@ -102,9 +102,9 @@ class Requests:
             most = _MOST_ANSWERS // 2 if status in _REFUSALS else _MOST_ANSWERS
             full = self._under_way >= most
             self._under_way += not full
-            said, self._dropping = self._dropping, full
+            known, self._dropping = self._dropping, full
         if full:
-            if not said:  # once a storm: a line an answer would be a storm of its own
+            if not known:  # once a storm: a line an answer would be a storm of its own
                 log.warning("answer.dropped", name=name, status=status, reason="too many are on their way")
             return
         try:
