@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +79,7 @@ class Nucleus:
         configuration: of the component.
         shadows: by name.
         asked: operations, as they came.
+        meanwhile: called once, when the configuration was looked up and not sent yet.
         states: told by UpdateState.
         local: messages of local topics: topic and payload.
         errors: what was wrong with what came.
@@ -97,6 +99,7 @@ class Nucleus:
         self.slow_s = 0.0
         self.max_packet = 0
         self.configuration: dict[str, Any] = {}
+        self.meanwhile: Callable[[], None] | None = None
         self.shadows: dict[str, ShadowService] = {}
         self.asked: list[str] = []
         self.states: list[str] = []
@@ -325,6 +328,9 @@ class Nucleus:
             value = value[key]
         # As the first nucleus does: whole numbers become floats, a single value has its name around it.
         value = _floats(value if isinstance(value, dict) else {path[-1]: value})
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         return {"componentName": "com.example.Skerry", "value": value}
 
     def _update_configuration(

@@ -171,9 +171,13 @@ def test_a_shadow_that_was_deleted_and_made_anew_is_followed(core, make, downlin
     core.desire({"n": 8})
     assert proposed(downlink) == Proposal("shadow", "1", {"n": 8})
     core.shadow.delete()
-    core.desire({"n": 9})  # version 1 again, and we were not told of the deletion
+    core.desire({"n": 9})  # version 1 again, and nobody was told of the deletion
+    assert proposed(downlink) == Proposal("shadow", "1", {"n": 9})
     core.desire({"n": 10})
-    assert proposed(downlink).document == {"n": 10}
+    assert proposed(downlink) == Proposal("shadow", "2", {"n": 10})
+    core.shadow.delete()
+    core.desire({"n": 11})
+    assert proposed(downlink) == Proposal("shadow", "1", {"n": 11})
 
 
 @pytest.mark.parametrize(
@@ -471,8 +475,12 @@ def test_a_batch_under_way_is_finished_before_a_new_certificate_is_used(
     link.start(records(1, 1))
     (mine / "client.pem").write_bytes((keys / "client.pem").read_bytes() + b"\n")
     link._looked = -10.0
+    link.start(records(2, 2))
     eventually(link.finish)
-    assert len(peer.connects) == 1
+    eventually(link.finish)
+    with pytest.raises(LinkDown, match="the files have changed"):
+        link.start(records(3, 3))
+    assert len(peer.got) == 2
     link.close()
 
 

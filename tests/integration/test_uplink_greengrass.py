@@ -413,6 +413,15 @@ def test_what_is_desired_without_a_cloud_is_proposed_too(nucleus, make, downlink
     assert proposed(downlink).document == {"schema": 1}
 
 
+def test_what_changes_while_it_is_asked_for_is_asked_for_once_more(nucleus, make, downlink) -> None:
+    link = make()
+    link.open()
+    proposed(downlink)
+    nucleus.meanwhile = lambda: nucleus.configure({"desired": {"n": 2}})
+    nucleus.configure({"desired": {"n": 1}})
+    eventually(lambda: proposed(downlink).document == {"n": 2})
+
+
 @pytest.mark.parametrize(
     ("value", "reason"), [({"a": "x" * 70_000}, "at most 65536 bytes"), ("{no", "expected JSON")]
 )

@@ -18,7 +18,6 @@ MOST_MESSAGE_BYTES = 128 * 1024
 MOST_DESIRED_BYTES = 64 * 1024
 MOST_SHADOW_BYTES = 8 * 1024
 NOT_FOUND = 404
-_NOTHING = object()
 
 
 class State(NamedTuple):
@@ -114,7 +113,7 @@ class Shadow:
         self._downlink = downlink
         self._lock = threading.Lock()
         self._version = -1
-        self._desired: object = _NOTHING
+        self._desired: dict[str, Any] | None = None
         self._reported: dict[str, Any] = {}
 
     @property
@@ -132,16 +131,18 @@ class Shadow:
 
         Args:
             state: as the service told it.
-            asked_at: of an answer, the version that was known when it was asked for: a lower one is that
-                of a shadow that was deleted and made anew.
+            asked_at: of an answer, the version that was known when it was asked for: a lower one, or the
+                same with something else in it, is that of a shadow that was deleted and made anew.
         """
         with self._lock:
+            known = state.version == self._version and _same(self._desired, state.desired)
             anew = asked_at is not None and state.version < asked_at
+            anew |= state.version == asked_at == self._version and not known
             if state.version <= self._version and not anew:
-                return state.version == self._version
+                return known
             self._version, self._reported = state.version, state.reported
             # Our own report is a version of the shadow, too: told of it, we would report for ever.
-            new = self._desired is _NOTHING or not _same(self._desired, state.desired)
+            new = not _same(self._desired, state.desired)
             self._desired = state.desired
             if new:
                 self._downlink.propose("shadow", str(state.version), state.desired)
