@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from skerry.uplink.downlink import Downlink
 from skerry.uplink.links.requests import Requests
@@ -59,8 +60,16 @@ def test_a_name_that_is_none_is_ignored(far, name) -> None:
 
 
 def test_no_more_answers_are_on_their_way_than_there_is_room_for(far) -> None:
-    for n in range(200):
-        far.requests.take("p/requests/ping", json.dumps({"id": n}).encode(), retained=False)
+    """Refusals leave room for the answers to commands that were taken."""
+    with capture_logs() as logs:
+        for n in range(200):
+            far.requests.take("p/requests/ping", json.dumps({"id": n}).encode(), retained=False)
+    assert len(far.answers) == 32
+    assert [entry["event"] for entry in logs].count("answer.dropped") == 1
+    far.requests.take("p/requests/ping", b"{}", retained=False)
+    (request,) = far.downlink.take(0)[1]
+    for _ in range(40):
+        request.reply(200, b"{}")
     assert len(far.answers) == 64
     for sent in far.sent:
         sent()

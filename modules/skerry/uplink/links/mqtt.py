@@ -157,7 +157,7 @@ class MqttLink(Link):
             self.close()
             self._tls.doubt()
             self._password.doubt()
-            if "connection lost" in str(error) and (why := self._tls_trouble()):
+            if not str(error).endswith("stopping") and (why := self._tls_trouble()):
                 raise LinkDown(f"{self._where}: {why}") from error
             raise
 
