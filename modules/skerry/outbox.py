@@ -375,12 +375,14 @@ class Outboxes:
     Use `open`. Iterates from the highest lane to the lowest.
 
     Attributes:
-        lane_of: the lane of each epoch that was known at `open`; it never changes, so any thread may read it.
+        lane_of: the lane of each epoch that was known when its outbox was opened; it is replaced, never
+            changed, so any thread may read it.
     """
 
-    def __init__(self, boxes: dict[Lane, Outbox]) -> None:
+    def __init__(self, boxes: dict[Lane, Outbox], opener: Callable[[Lane], Outbox]) -> None:
         self._boxes = boxes
-        self.lane_of: Mapping[str, Lane] = {e: lane for lane, box in boxes.items() for e in box.epochs}
+        self._opener = opener
+        self.lane_of: Mapping[str, Lane] = _lanes(boxes)
 
     @classmethod
     def open(
@@ -410,20 +412,41 @@ class Outboxes:
         Raises:
             Unavailable: another process has one of them open.
         """
+
+        def opener(lane: Lane) -> Outbox:
+            return Outbox.open(
+                folder / f"outbox-{lane}", lane, source, capacity, boot=boot, draw=draw, max_bytes=max_bytes,
+                added_before=added_before.get(lane, 0),
+            )  # fmt: skip
+
         boxes: dict[Lane, Outbox] = {}
         try:
             for lane in LANES:
-                path = folder / f"outbox-{lane}"
-                if lane in lanes or path.exists():
-                    boxes[lane] = Outbox.open(
-                        path, lane, source, capacity, boot=boot, draw=draw, max_bytes=max_bytes,
-                        added_before=added_before.get(lane, 0),
-                    )  # fmt: skip
+                if lane in lanes or (folder / f"outbox-{lane}").exists():
+                    boxes[lane] = opener(lane)
         except BaseException:
             for box in boxes.values():
                 box.close()
             raise
-        return cls(boxes)
+        return cls(boxes, opener)
+
+    def ensure(self, lane: Lane) -> Outbox:
+        """The outbox of a lane, opened now where it was not used before.
+
+        Raises:
+            Unavailable: another process has it open, or it cannot be made.
+        """
+        if lane not in self._boxes:
+            try:
+                box = self._opener(lane)
+            except OSError as error:
+                raise Unavailable(
+                    f"outbox of lane {lane}: cannot be made: {error.strerror} (make room, or check the disk)"
+                ) from error
+            boxes = {**self._boxes, lane: box}
+            self._boxes = {each: boxes[each] for each in LANES if each in boxes}
+            self.lane_of = _lanes(self._boxes)
+        return self._boxes[lane]
 
     def __enter__(self) -> Self:
         return self
@@ -458,6 +481,10 @@ class Outboxes:
         """Close the files; what waits stays in them."""
         for box in self:
             box.close()
+
+
+def _lanes(boxes: Mapping[Lane, Outbox]) -> dict[str, Lane]:
+    return {epoch: lane for lane, box in boxes.items() for epoch in box.epochs}
 
 
 def _lock(folder: Path) -> int:

@@ -6,21 +6,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from skerry.adjuster import Adjuster
 from skerry.bus import Bus
 from skerry.service import Host, Run, S
 
 
 @contextmanager
 def running(run: Run[S], settings: S, bus: Bus, kind: str = "test") -> Iterator[Host]:
-    """Run a module on a thread until the block ends; an exception of the module is raised here."""
-    host = Host(settings, kind, bus)
+    """Run a module on a thread until the block ends; an exception of the module is raised here.
+
+    What an earlier run in the same state folder was told from outside counts, as in a process.
+    """
+    adjuster = Adjuster(settings, Path(settings.state) / "desired.json")
+    host = Host(adjuster.now, kind, bus, adjuster)
     host.remote.start()
     failure: list[BaseException] = []
 
     def target() -> None:
         try:
-            run(settings, bus, host)
+            run(adjuster.now, bus, host)
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
             failure.append(error)
 

@@ -203,7 +203,7 @@ class Album:
     def _annotate(self, shot: Shot) -> Pixels:
         """The picture with its objects and rules, over a strip that says what was decided lately."""
         picture = _decode(shot.jpeg)
-        for rule in self._site.rules:
+        for rule in (rule for rule in self._site.rules if rule.enabled):
             if rule.camera == shot.result.camera:
                 _draw_rule(picture, rule)
         if shot.result.status == "failed":

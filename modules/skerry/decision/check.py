@@ -30,6 +30,8 @@ def rule_problems(
 ) -> list[Problem]:
     """Everything wrong with rules whose types are right; empty when all is well.
 
+    Of a rule that is not enabled only the name is looked at: it is addressed by it.
+
     Args:
         rules: parsed rules.
         cameras: the names of the cameras there are.
@@ -50,6 +52,8 @@ def rule_problems(
                 (f"{here}.name", f"expected a unique name, got '{rule.name}' as {before} (rename one)")
             )
         first.setdefault(rule.name, n)
+        if not rule.enabled:
+            continue
         if rule.camera not in cameras:
             found.append((f"{here}.camera", _unknown("camera", rule.camera, cameras)))
         found += _names(rule, here, labels_by_camera, attributes_by_camera or {})

@@ -21,6 +21,10 @@ class KnownTime:
         self._good = False
         self.seconds = 0.0
 
+    def hold(self, hold_s: float) -> None:
+        """Let results speak for another time from now on."""
+        self._hold_s = hold_s
+
     def step(self, now_s: float, good: bool) -> float:
         """Take a result of capture time `now_s`; returns the known seconds since the one before."""
         passed = 0.0

@@ -12,10 +12,11 @@ import structlog
 
 from skerry.bus import Bus
 from skerry.channels import ACCEPTED, DETECTIONS, EVENTS
+from skerry.clock import utc
 from skerry.decision.check import rule_problems
 from skerry.decision.delivery import Delivery
 from skerry.decision.rules import Finding
-from skerry.decision.settings import DecisionSettings
+from skerry.decision.settings import DecisionSettings, Rule
 from skerry.decision.watch import Watch
 from skerry.errors import ConfigError
 from skerry.inbox import Inbox
@@ -61,7 +62,7 @@ class Decision:
         """How many of them the tally knows; written by the loop alone."""
         self._outboxes = Outboxes.open(
             host.state,
-            {rule.lane for rule in settings.rules},
+            {rule.lane for rule in settings.rules if rule.enabled},
             f"skerry/{settings.site}/{settings.module}",
             settings.outbox_events,
             boot=host.boot,
@@ -79,8 +80,10 @@ class Decision:
             camera: Watch(settings.rules, camera, settings.tracker, host.tally[f"{camera}/tracks"] + 1)
             for camera in settings.cameras
         }
+        self._latest: dict[str, Detections] = {}
+        """The last result of each camera."""
         self._on_the_way: dict[Lane, deque[tuple[str, int, int]]] = {
-            lane: deque(maxlen=_TIMED) for lane in self._deliveries
+            lane: deque(maxlen=_TIMED) for lane in LANES
         }
         """(epoch, seq, decided_ns) of events whose acceptance will be timed."""
         self._evaluated: deque[float] = deque(maxlen=10_000)
@@ -96,6 +99,7 @@ class Decision:
         self._host.ready()
         while not self._host.stopping.is_set():
             self._host.beat()
+            self._host.remote.adjust(self._adjust)
             self._take(self._inbox.get(_IDLE_S))
             self._send()
             self._explain_gaps()
@@ -156,12 +160,9 @@ class Decision:
             return
         started_ns = time.monotonic_ns()
         watch = self._watches[camera]
+        self._latest[camera] = message
         findings = watch.step(message.media_ns, message.status, message.objects)
-        kept: Counter[Lane] = Counter()
-        refused: Counter[Lane] = Counter()
-        for finding in findings:
-            event = self._decide(finding, message, started_ns)
-            (refused if event is None else kept)[finding.rule.lane] += 1
+        kept, refused = self._keep(findings, message, message.time, started_ns)
         changes = {
             f"{camera}/evaluated": 1,
             f"{camera}/sequence": message.sequence - tally[f"{camera}/sequence"],
@@ -185,6 +186,72 @@ class Decision:
                 self._host.telemetry.latency("beyond_session").add(arrived_ms - message.session_ms)
         self._host.telemetry.latency("evaluate").add((time.monotonic_ns() - started_ns) / 1e6)
         self._evaluated.append(time.monotonic())
+
+    def _adjust(self, settings: DecisionSettings) -> None:
+        """Go by other rules and tracker settings, between two results; what ends with them is said now.
+
+        Raises:
+            Unavailable: a lane that was not used before cannot be; nothing has changed.
+        """
+        before, after = _at_work(self._settings), _at_work(settings)
+        for lane in {rule.lane for rule in after.values()}:
+            self._open(lane)
+        touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+        def restore(name: str, watch: Watch) -> None:
+            # One that was at another camera has totals alone to go on from.
+            saved = self._saved_of(name).items()
+            watch.restore(name, {k: n for k, n in saved if "/" in k or name not in before})
+
+        kept: Counter[Lane] = Counter()
+        refused: Counter[Lane] = Counter()
+        now_ns = time.monotonic_ns()
+        for camera, watch in self._watches.items():
+            ended = watch.adjust(settings.rules, settings.tracker, partial(restore, watch=watch))
+            counts = self._keep(ended, self._latest.get(camera), utc(), now_ns)
+            kept, refused = kept + counts[0], refused + counts[1]
+        changes = _decided(kept, refused)
+        for name in touched:
+            # What is not there is not active; totals stay, should it come again.
+            changes |= {f"rule/{name}/{k}": -n for k, n in self._saved_of(name).items() if "/" not in k}
+        for watch in self._watches.values():
+            names = touched & watch.machines.keys()
+            for key in [f"rule/{name}/{k}" for name in names for k in watch.saved(name)]:
+                changes.pop(key, None)
+            changes |= self._state_changes(watch, names)
+        self._host.tally.add({name: n for name, n in changes.items() if n})
+        self._settings = settings
+        self._full(refused)
+        self._send()
+
+    def _open(self, lane: Lane) -> None:
+        """Have an outbox for a lane."""
+        self._outboxes.ensure(lane)
+        if lane not in self._deliveries:
+            fresh = Delivery(self._outboxes[lane], self._settings.module, self._settings.resend_s)
+            deliveries = {**self._deliveries, lane: fresh}
+            self._deliveries = {box.lane: deliveries[box.lane] for box in self._outboxes}
+
+    def _keep(
+        self, findings: list[Finding], message: Detections | None, when: str, now_ns: int
+    ) -> tuple[Counter[Lane], Counter[Lane]]:
+        """Make findings events, and keep them.
+
+        Args:
+            findings: of one camera.
+            message: the camera's last result, where there was one.
+            when: UTC, when they happened.
+            now_ns: monotonic time, when they were found.
+
+        Returns:
+            How many were kept, and how many a full outbox refused, by lane.
+        """
+        kept: Counter[Lane] = Counter()
+        refused: Counter[Lane] = Counter()
+        for finding in findings:
+            event = self._decide(finding, message, when, now_ns)
+            (refused if event is None else kept)[finding.rule.lane] += 1
+        return kept, refused
 
     def _explain_gaps(self) -> None:
         """Say of results that never came here how many a full queue displaced.
@@ -211,12 +278,12 @@ class Decision:
         missed = message.sequence - last - 1
         return missed if missed >= 0 else message.sequence - 1
 
-    def _decide(self, finding: Finding, message: Detections, now_ns: int) -> Event | None:
+    def _decide(self, finding: Finding, message: Detections | None, when: str, now_ns: int) -> Event | None:
         rule = finding.rule
         event = self._outboxes[rule.lane].add(
             type_=f"skerry.{finding.type}",
             subject=f"{rule.camera}/{rule.name}",
-            time=message.time,
+            time=when,
             monotonic=now_ns,
             data=_data(finding, message),
         )
@@ -247,14 +314,10 @@ class Decision:
 
         Events are kept before the state is; where a kill came between, the last events tell.
         """
-        counts = self._host.tally.snapshot()
-        self._saved = {name for name in counts if name.startswith("rule/")}
+        self._saved = {name for name in self._host.tally.snapshot() if name.startswith("rule/")}
         for watch in self._watches.values():
             for name in watch.machines:
-                prefix = f"rule/{name}/"
-                watch.restore(
-                    name, {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
-                )
+                watch.restore(name, self._saved_of(name))
         found = [event for outbox in self._outboxes for event in outbox.latest(_MAX_SAVED)]
         # A rule has one lane, but may have had another: then its events are in two outboxes.
         found.sort(key=lambda event: (event.bootid == self._host.boot, event.monotonic))
@@ -262,6 +325,11 @@ class Decision:
             watched = self._watches.get(str(event.data.get("camera")))
             if watched is not None:
                 watched.recall(event.data)
+
+    def _saved_of(self, rule: str) -> dict[str, int]:
+        """What is saved of a rule."""
+        prefix, counts = f"rule/{rule}/", self._host.tally.snapshot()
+        return {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
 
     def _level(self) -> None:
         """Make the tally agree with the outboxes: a kill may have come between the two."""
@@ -392,7 +460,12 @@ def _flaw(message: Detections, camera: str) -> str:
     return "" if numbers and times and texts else "implausible"
 
 
-def _data(finding: Finding, message: Detections) -> dict[str, Any]:
+def _at_work(settings: DecisionSettings) -> dict[str, Rule]:
+    """Rules by name."""
+    return {rule.name: rule for rule in settings.rules if rule.enabled}
+
+
+def _data(finding: Finding, message: Detections | None) -> dict[str, Any]:
     """An event's data: where and when, then what the rule says."""
     rule = finding.rule
     said: dict[str, Any] = {
@@ -400,10 +473,11 @@ def _data(finding: Finding, message: Detections) -> dict[str, Any]:
         "rule": rule.name,
         "kind": type(rule).__struct_config__.tag,
         "severity": rule.severity,
-        "frame": message.number,
-        "captured_ns": message.captured_ns,
-        "media_ns": message.media_ns,
     }
-    if message.trace:
+    if message is not None:
+        said |= {
+            "frame": message.number, "captured_ns": message.captured_ns, "media_ns": message.media_ns,
+        }  # fmt: skip
+    if message is not None and message.trace:
         said["trace"] = message.trace
     return said | finding.data

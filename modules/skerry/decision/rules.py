@@ -8,6 +8,7 @@ where it is expected, but nothing is said of a single object on that ground alon
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,8 +51,25 @@ class Finding:
     data: dict[str, Any]
 
 
+How = Literal["changed", "removed"]
+"""What became of a rule that says for the last time what it knew."""
+
+
 class Machine(Protocol):
     """One rule at work."""
+
+    rule: Rule
+
+    def hold(self, hold_s: float) -> None:
+        """Let results speak for another time from now on, in seconds."""
+
+    def close(self, kept: Mapping[str, int], how: How) -> list[Finding]:
+        """Say the end of all that was said to have begun, before this machine is given up.
+
+        Args:
+            kept: what the machine in its place goes on from, as `saved` says it: that does not end.
+            how: why it ends; told in the findings.
+        """
 
     def step(self, now_s: float, tracks: Sequence[Track], status: Status) -> list[Finding]:
         """Take a result.
@@ -133,6 +151,12 @@ class _Rule:
         self.filter = Filter(rule)
         self.known = KnownTime(hold_s)
 
+    def hold(self, hold_s: float) -> None:
+        self.known.hold(hold_s)
+
+    def close(self, kept: Mapping[str, int], how: How) -> list[Finding]:  # noqa: ARG002 - nothing goes on here
+        return []
+
     def saved(self) -> dict[str, int]:
         return {}
 
@@ -150,6 +174,9 @@ class _Rule:
 class _Switch(_Rule):
     """A machine that is active or not, and reports both changes."""
 
+    ENDED = ""
+    """Type of the finding that it is not active any more."""
+
     def __init__(self, rule: Rule, hold_s: float, on_s: float, off_s: float) -> None:
         super().__init__(rule, hold_s)
         self.delay = Delay(on_s, off_s)
@@ -165,6 +192,12 @@ class _Switch(_Rule):
 
     def recall(self, data: Mapping[str, Any]) -> None:
         self.delay.active = data.get("active") is True
+
+    def close(self, kept: Mapping[str, int], how: How) -> list[Finding]:
+        if not self.delay.active or kept.get("active"):
+            return []
+        self.delay.active = False
+        return [self.found(self.ENDED, active=False, how=how)]
 
     def switch(
         self, now_s: float, clock_s: float, condition: bool, ripe: bool = True
@@ -194,6 +227,8 @@ class _Switch(_Rule):
 class Presence(_Switch):
     """`PresenceRule` with `per: zone`."""
 
+    ENDED = "presence.ended"
+
     def __init__(self, rule: PresenceRule, hold_s: float) -> None:
         super().__init__(rule, hold_s, rule.on_delay_s, rule.off_delay_s)
 
@@ -207,7 +242,7 @@ class Presence(_Switch):
         if change is None:
             return []
         first = min(there, key=lambda t: t.first_s) if there else None
-        name = "presence.started" if self.delay.active else "presence.ended"
+        name = "presence.started" if self.delay.active else self.ENDED
         return [self.found(name, first, count=len(there), **change)]
 
 
@@ -277,6 +312,16 @@ class _Bounds:
                 changes.append((state, {"active": self.low.active, "bound": "below", "limit": self._below}))
         return changes
 
+    def close(self, kept: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Be normal again; what to say of each bound that was not and does not go on."""
+        sides = (("high", self.high, "above", self._above), ("low", self.low, "below", self._below))
+        said = []
+        for name, delay, bound, limit in sides:
+            if delay.active and not kept.get(name):
+                delay.active = False
+                said.append({"active": False, "bound": bound, "limit": limit})
+        return said
+
     def saved(self) -> dict[str, int]:
         return {"high": int(self.high.active), "low": int(self.low.active)}
 
@@ -295,9 +340,15 @@ class _Bounds:
 class _Bounded(_Rule):
     """A machine that watches a number."""
 
+    NORMAL = ""
+    """Type of the finding that it is within its bounds again."""
+
     def __init__(self, rule: CountRule | RateRule, hold_s: float) -> None:
         super().__init__(rule, hold_s)
         self.bounds = _Bounds(rule.above, rule.below, rule.hysteresis, rule.on_delay_s, rule.off_delay_s)
+
+    def close(self, kept: Mapping[str, int], how: How) -> list[Finding]:
+        return [self.found(self.NORMAL, **said, how=how) for said in self.bounds.close(kept)]
 
     def saved(self) -> dict[str, int]:
         return self.bounds.saved()
@@ -312,7 +363,8 @@ class _Bounded(_Rule):
 class Count(_Bounded):
     """`CountRule`."""
 
-    _NAMES = {"high": "count.exceeded", "low": "count.short", "normal": "count.normal"}  # noqa: RUF012 - never written
+    NORMAL = "count.normal"
+    _NAMES = {"high": "count.exceeded", "low": "count.short", "normal": NORMAL}  # noqa: RUF012 - never written
 
     def step(self, now_s: float, tracks: Sequence[Track], status: Status) -> list[Finding]:
         self.known.step(now_s, status == "ok")
@@ -331,6 +383,8 @@ class Count(_Bounded):
 class Absence(_Switch):
     """`AbsenceRule`."""
 
+    ENDED = "absence.ended"
+
     def __init__(self, rule: AbsenceRule, hold_s: float) -> None:
         super().__init__(rule, hold_s, rule.after_s, rule.off_delay_s)
 
@@ -345,7 +399,7 @@ class Absence(_Switch):
             return []
         if self.delay.active:
             return [self.found("absence.started", **change)]
-        return [self.found("absence.ended", min(there, key=lambda t: t.first_s), **change)]
+        return [self.found(self.ENDED, min(there, key=lambda t: t.first_s), **change)]
 
 
 @dataclass(slots=True)
@@ -363,13 +417,21 @@ class _Stay:
     """Whether its beginning was reported."""
 
 
-class _Stays(_Rule):
+class _Stays(_Rule, ABC):
     """A machine that follows single tracks through its zone, by sightings and capture time alone."""
 
     def __init__(self, rule: ZoneRule | DwellRule, hold_s: float, off_s: float) -> None:
         super().__init__(rule, hold_s)
         self._off_s = off_s
         self._stays: dict[int, _Stay] = {}
+
+    def close(self, kept: Mapping[str, int], how: How) -> list[Finding]:  # noqa: ARG002 - no stay is kept
+        stays, self._stays = self._stays, {}
+        return [finding for stay in stays.values() for finding in self.over(stay, how)]
+
+    @abstractmethod
+    def over(self, stay: _Stay, how: str) -> list[Finding]:
+        """What to say of a stay that has ended."""
 
     def advance(self, now_s: float, tracks: Sequence[Track]) -> tuple[list[_Stay], list[tuple[_Stay, str]]]:
         """Take the tracks of a good result.
@@ -420,10 +482,13 @@ class Zone(_Stays):
                 if self._report != "left":
                     found.append(self.found("zone.entered", stay.track))
         for stay, how in over:
-            if stay.told and self._report != "entered":
-                stayed = _round(stay.last_s - stay.since_s)
-                found.append(self.found("zone.left", stay.track, stayed_s=stayed, how=how))
+            found += self.over(stay, how)
         return found
+
+    def over(self, stay: _Stay, how: str) -> list[Finding]:
+        if not stay.told or self._report == "entered":
+            return []
+        return [self.found("zone.left", stay.track, stayed_s=_round(stay.last_s - stay.since_s), how=how)]
 
 
 class Dwell(_Stays):
@@ -443,14 +508,19 @@ class Dwell(_Stays):
                 stay.told = True
                 found.append(self.found("dwell.exceeded", stay.track, dwell_s=_round(now_s - stay.since_s)))
         for stay, how in over:
-            if stay.told:
-                dwell_s = _round(stay.last_s - stay.since_s)
-                found.append(self.found("dwell.ended", stay.track, dwell_s=dwell_s, how=how))
+            found += self.over(stay, how)
         return found
+
+    def over(self, stay: _Stay, how: str) -> list[Finding]:
+        if not stay.told:
+            return []
+        return [self.found("dwell.ended", stay.track, dwell_s=_round(stay.last_s - stay.since_s), how=how)]
 
 
 class Motion(_Switch):
     """`MotionRule`."""
+
+    ENDED = "motion.resumed"
 
     def __init__(self, rule: MotionRule, hold_s: float) -> None:
         super().__init__(rule, hold_s, rule.on_delay_s, rule.off_delay_s)
@@ -471,7 +541,7 @@ class Motion(_Switch):
         change = self.switch(now_s, self._clock_s, speed is None or speed < self._slower)
         if change is None:
             return []
-        name = "motion.stopped" if self.delay.active else "motion.resumed"
+        name = "motion.stopped" if self.delay.active else self.ENDED
         of = "objects" if there else "nothing"
         return [
             self.found(
@@ -593,6 +663,8 @@ class Crossing(_Rule):
 class Rate(_Bounded):
     """`RateRule`."""
 
+    NORMAL = "rate.normal"
+
     def __init__(self, rule: RateRule, hold_s: float) -> None:
         super().__init__(rule, hold_s)
         self._window_s = rule.window_s
@@ -610,7 +682,7 @@ class Rate(_Bounded):
             self._times.popleft()
         rate = len(self._times) * 60.0 / self._window_s
         changes = self.bounds.step(clock_s, rate, low=reached(clock_s, self._window_s))
-        names = {"high": "rate.high", "low": "rate.low", "normal": "rate.normal"}
+        names = {"high": "rate.high", "low": "rate.low", "normal": self.NORMAL}
         said: dict[str, Any] = {
             "per_minute": _round(rate), "count": len(self._times), "window_s": self._window_s,
         }  # fmt: skip

@@ -275,6 +275,11 @@ class Tracker:
         self._good_s: float | None = None
         self._shared: Point | None = None
 
+    def adjust(self, settings: TrackerSettings, attributes: Collection[str] | None) -> None:
+        """Go by other settings from the next result on; tracks go on, with what is known of them."""
+        self.settings, self._attributes = settings, attributes
+        self._known.hold(settings.hold_s)
+
     def forget(self) -> None:
         """End all tracks: what comes next has nothing to do with what was."""
         self.tracks = []
