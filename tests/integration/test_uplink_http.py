@@ -254,6 +254,19 @@ class TestTheConnection:
             assert "open it" in str(down(link))
             assert len(far.seen) == 1
 
+    def test_an_outage_in_the_middle_of_a_batch_costs_nothing(self, far: HttpFarEnd) -> None:
+        """What had its own answer comes again, under the same key."""
+        far.said += [Say(204, take=True), Say(204, take=True), Say(0), Say(0)]  # a kept one is tried again
+        with linked(far) as link:
+            down(link, 1, 4)
+            assert seqs(far) == [1, 2]
+            link.open()
+            link.send(records(1, 4))
+        assert seqs(far) == [1, 2, 1, 2, 3, 4]
+        keys = [got.key for got in far.got]
+        assert keys[:2] == keys[2:4]
+        assert len(set(keys)) == 4
+
 
 class TestAnswers:
     @pytest.mark.parametrize("status", [302, 401, 403, 404, 408, 425, 429, 500, 503])
@@ -297,6 +310,18 @@ class TestWaiting:
         far.frozen.set()
         with linked(far, timeout_s=0.3) as link:
             assert str(down(link)).endswith("/in: did not answer within 0.3 s")
+
+    def test_a_slow_far_end_is_not_down(self, far: HttpFarEnd) -> None:
+        """The time given is that of each request, not of a batch of several."""
+        with linked(far, timeout_s=1.0) as link:
+            for n in range(3):
+                far.frozen.set()
+                link.start(records(n + 1, n + 1))
+                assert not link.finish(0.4)
+                far.frozen.clear()
+                eventually(lambda: link.finish(0.1))
+        assert seqs(far) == [1, 2, 3]
+        assert far.connections == 1
 
     def test_finish_waits_no_longer_than_it_is_told(self, far: HttpFarEnd) -> None:
         far.frozen.set()
