@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from skerry.decision.check import rule_problems
-from skerry.decision.settings import RULES, DecisionSettings, Rule
+from skerry.decision.settings import RULES, DecisionSettings, PresenceRule, Rule
 from skerry.errors import ConfigError
 from skerry.settings import convert, parse
 
@@ -115,3 +115,10 @@ def test_checking_rules_imports_neither_numpy_nor_a_bus() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_a_rule_that_is_not_enabled_only_the_name_is_looked_at() -> None:
+    wrong = PresenceRule(name="a", camera="nowhere", labels=("ghost",), enabled=False)
+    assert rule_problems([wrong], ["belt"], {"belt": ["nut"]}) == []
+    again = PresenceRule(name="a", camera="belt")
+    assert [path for path, _ in rule_problems([wrong, again], ["belt"], {})] == ["$.rules[1].name"]
