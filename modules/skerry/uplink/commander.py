@@ -274,19 +274,17 @@ class Commander:
             self._open[command_id] = module
         self._expected[command_id] = errand
         if not self._bus.publish(COMMANDS, command, module):
-            self._forget(command_id)
-            del errand.waiting[command_id]
-            errand.missing[module] = "the bus is not connected (try later)"
+            self._miss(errand, command_id, "the bus is not connected (try later)")
             errand.unsent = True
 
     # A command ends
 
     def _look_at(self, errand: _Errand, now: float) -> None:
-        if now >= errand.deadline:
-            for module in errand.waiting.values():
-                errand.missing[module] = f"it did not answer within {KINDS[errand.name].timeout_s:g} s"
-            self._forget(*errand.waiting)
-            errand.waiting.clear()
+        for command_id, module in list(errand.waiting.items()):
+            if away := self._roster.away(module):
+                self._miss(errand, command_id, f"it went away: {away}")
+            elif now >= errand.deadline:
+                self._miss(errand, command_id, f"it did not answer within {KINDS[errand.name].timeout_s:g} s")
         try:
             outcome = errand.outcome(now)
         except Exception as error:
@@ -302,6 +300,11 @@ class Commander:
         seconds = round(self._clock() - errand.began, 3)
         log.info("command.answered", command=errand.name, status=status, seconds=seconds)
         self._write("command.answered", errand, status=status, seconds=seconds, **_error(body))
+
+    def _miss(self, errand: _Errand, command_id: str, reason: str) -> None:
+        """Wait for this module no longer."""
+        self._forget(command_id)
+        errand.missing[errand.waiting.pop(command_id)] = reason
 
     def _forget(self, *command_ids: str) -> None:
         with self._lock:

@@ -256,6 +256,22 @@ def test_module_that_does_not_answer_in_time_is_named_with_504(desk):
     assert len(heard) == 1
 
 
+def test_module_that_is_killed_meanwhile_is_not_waited_for(desk):
+    heard = desk.give("ping", {"module": "capture"})
+    desk.say("capture", state="lost", reason="connection lost")
+    desk.step()
+    assert heard[0][0] == 504
+    assert heard[0][1]["error"] == "capture: it went away: lost: connection lost"
+
+
+def test_answer_that_came_before_the_module_stopped_counts(desk):
+    heard = desk.give("restart", {"module": "capture"})
+    desk.answer(desk.asked[0], restarting="capture")
+    desk.say("capture", state="stopped")
+    desk.step()
+    assert heard == [(200, {"restarting": "capture"})]
+
+
 def test_answer_of_another_module_is_no_answer(desk):
     heard = desk.give("ping", {"module": "capture"})
     desk.answer(desk.asked[0], by="buffer")
