@@ -70,6 +70,7 @@ class Model:
     Attributes:
         choice: what was measured, where the runtime was `auto`.
         runtime: the one in use.
+        digest: SHA-256 of the package's manifest, in hexadecimal.
         failures: runs that failed since the last good one.
     """
 
@@ -85,10 +86,8 @@ class Model:
         self.package = package
         self.batch = min(use.batch.max, package.manifest.input.batch)
         self.deadline_s = use.batch.deadline_ms / 1000 if self.batch > 1 else 0.0
-        self._manifest = package.manifest
-        if use.score_threshold is not None:
-            decoder = msgspec.structs.replace(package.manifest.decoder, score_threshold=use.score_threshold)
-            self._manifest = msgspec.structs.replace(package.manifest, decoder=decoder)
+        self.digest = packages.digest(package.folder / packages.MANIFEST)
+        self.adjust(use)
         threads = use.threads or default_threads(usable_cores())
         self._place = Place(use.device, threads, cache)
         self.choice: Choice | None = choose(package, self._place, beat) if use.runtime == "auto" else None
@@ -102,6 +101,13 @@ class Model:
         self.failures = 0
         self._session: Session | None = open_session(self.runtime, package, self._place)
         self._session.run(zeros(self._session))
+
+    def adjust(self, use: ModelUse) -> None:
+        """Take over the score threshold, from the next result that is decoded on."""
+        self._manifest = self.package.manifest
+        if use.score_threshold is not None:
+            decoder = msgspec.structs.replace(self._manifest.decoder, score_threshold=use.score_threshold)
+            self._manifest = msgspec.structs.replace(self._manifest, decoder=decoder)
 
     def prepare(self, pixels: Pixels, index: int = 0) -> Placement:
         """Put a frame into place `index` of the batch; see `Preprocessor`."""

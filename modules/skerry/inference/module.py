@@ -19,9 +19,9 @@ from skerry.inbox import Inbox
 from skerry.inference.accounts import Accounts
 from skerry.inference.model import Flight, Model, Result, Timing
 from skerry.inference.placement import Placement
-from skerry.inference.runtimes import first_line
+from skerry.inference.runtimes import first_line, installed, runtime_version
 from skerry.inference.settings import InferenceSettings
-from skerry.messages import CameraStatus, Detections, FrameRef
+from skerry.messages import CameraStatus, Detections, FrameRef, ModelInUse
 from skerry.service import Host
 
 log = structlog.get_logger()
@@ -107,8 +107,14 @@ class Inference:
         host.ready()
         while not host.stopping.is_set():
             host.beat()
+            host.remote.adjust(self._adjust)
             self._step(_IDLE_S)
         self._drain()
+
+    def _adjust(self, settings: InferenceSettings) -> None:
+        """Take over what may change while it runs: score thresholds."""
+        for model, use in zip(self._models, settings.models, strict=True):
+            model.adjust(use)
 
     def _load(self) -> None:
         settings = self._settings
@@ -122,6 +128,18 @@ class Inference:
                 "model.ready", model=model.package.title, runtime=model.runtime, device=use.device,
                 seconds=round(time.monotonic() - begin, 3),
             )  # fmt: skip
+        self._describe()
+
+    def _describe(self) -> None:
+        """Tell what is installed, and which models are in use."""
+        models = tuple(
+            ModelInUse(
+                model=model.package.title, digest=model.digest, runtime=f"{model.runtime}/{use.device}",
+                cameras=use.cameras,
+            )
+            for model, use in zip(self._models, self._settings.models, strict=True)
+        )  # fmt: skip
+        self._host.remote.describe(_runtimes(), models)
 
     def _show_choice(self, model: Model) -> None:
         telemetry, title = self._host.telemetry, model.package.title
@@ -327,3 +345,12 @@ class Inference:
             elif term.startswith("dropped/"):
                 reason = term.removeprefix("dropped/")
                 self._host.telemetry.gauge("skerry_frames_dropped_total", n, camera=camera, reason=reason)
+
+
+def _runtimes() -> dict[str, str]:
+    """Version of each runtime that is installed; none is imported for it."""
+    found = {}
+    for name in installed():
+        distribution, _, version = runtime_version(name).partition(" ")
+        found[name] = version if distribution == name else f"{version} ({distribution})"
+    return found
