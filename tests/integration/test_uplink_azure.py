@@ -1,4 +1,8 @@
-"""The Azure link on Microsoft's own client, in processes that have what its image has: see `azure/`."""
+"""The Azure link on Microsoft's own client, in processes that have what its image has: see `azure/`.
+
+That client, and paho 1.6.1 below it, leave sockets to the garbage collector: those of failed handshakes, of
+the workload API, and the pair that wakes a thread. Whether anything stays is tested there by counting.
+"""
 
 import os
 import subprocess
@@ -8,6 +12,7 @@ import pytest
 
 import needs
 
+_WITHOUT = "cacheprovider", "xdist", "unraisableexception"
 HERE = needs.ROOT / "tests" / "integration" / "azure"
 
 
@@ -18,7 +23,7 @@ HERE = needs.ROOT / "tests" / "integration" / "azure"
 @pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("test_*.py")))
 def test_on_microsofts_client(name) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE / name), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+        [sys.executable, "-m", "pytest", str(HERE / name), "-q", *map("-pno:{}".format, _WITHOUT)],
         env={**os.environ, "PYTHONPATH": str(needs.AZURE)},
         cwd=needs.ROOT,
         capture_output=True,

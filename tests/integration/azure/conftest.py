@@ -3,7 +3,6 @@
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +15,11 @@ from skerry.uplink.links.azure import AzureLink
 collect_ignore_glob = [] if importlib.util.find_spec("azure") else ["test_*.py"]
 
 
-_ITS_OWN = (
-    "ssl.PROTOCOL_TLSv1_2",  # how the client makes a context
-    "unclosed <ssl.SSLSocket",  # paho leaves a failed handshake's to the garbage collector
-    "unclosed <socket.socket fd=[0-9]+, family=1,",  # and so does the client the workload API's
-    "unclosed <socket.socket fd=[0-9]+, family=2,.*127.0.0.1",  # a new token: the pair that wakes paho's thread
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for warning in _ITS_OWN:
-                item.add_marker(pytest.mark.filterwarnings(f"ignore:{warning}"))
+def pytest_configure(config: pytest.Config) -> None:
+    if not collect_ignore_glob:
+        config.addinivalue_line(
+            "filterwarnings", "ignore:ssl.PROTOCOL_TLSv1_2"
+        )  # how the client makes contexts
 
 
 @pytest.fixture

@@ -232,6 +232,7 @@ class AzureLink(Link):
             with heard.changed:
                 # Nobody knows what it has now: the whole twin says so.
                 twin.forget()
+                self._asked_at = None
             raise
         with heard.changed:
             twin.told(document)
