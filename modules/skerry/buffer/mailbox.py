@@ -68,6 +68,13 @@ class Mailbox:
         self._receipts: deque[Receipt] = deque(maxlen=MAX_RECEIPTS)
         self._calls: set[str] = set()
 
+    def linger(self, linger_s: Mapping[Lane, float]) -> None:
+        """Let groups wait for another time, by lane; those that wait now too."""
+        with self._changed:
+            for lane, queue in self._queues.items():
+                queue.linger_s = linger_s[lane]
+            self._changed.notify()
+
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""

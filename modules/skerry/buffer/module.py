@@ -96,8 +96,7 @@ class Buffer:
         self._store = store
         self._clock = clock
         self._source = f"skerry/{settings.site}/{settings.module}"
-        lingers: dict[Lane, float] = dict.fromkeys(LANES, settings.linger_ms / 1000)
-        self._mailbox = Mailbox(settings.inbox_bytes // 4, settings.max_batch, {**lingers, "alarm": 0.0})
+        self._mailbox = Mailbox(settings.inbox_bytes // 4, settings.max_batch, _lingers(settings))
         self._anchors = Anchors(store.folder / "anchors", store.disk)
         self._quarantine = Quarantine(store.folder, store.disk, settings.quarantine_bytes)
         self._outflows = {lane: self._outflow(store.chain(lane)) for lane in LANES}
@@ -133,10 +132,24 @@ class Buffer:
         bus.on_connect(lambda: self._mailbox.call(_RECONNECTED))
         host.ready()
         while not host.stopping.is_set():
+            host.remote.adjust(self._adjust)
             self._turn(_IDLE_S)
         self._drain()
         self._account()
         self._quarantine.close()
+
+    def _adjust(self, settings: BufferSettings) -> None:
+        """Go by other settings, between two commits."""
+        self._mailbox.linger(_lingers(settings))
+        for outflow in self._outflows.values():
+            outflow.backlog_s = settings.backlog_s
+        if settings.lanes != self._settings.lanes:
+            try:
+                self._store.adjust(settings.lanes)
+            except (OSError, Unavailable) as error:
+                log.warning("limits.not_kept", error=str(error), consequence="the next commit tries again")
+            self._account()
+        self._settings = settings
 
     def _turn(self, timeout_s: float) -> bool:
         """One round of the loop; whether anything came in."""
@@ -526,6 +539,12 @@ class Buffer:
         gauge("skerry_buffer_bytes", store.bytes_on_disk)
         for reason, count in self._evicted.items():
             gauge("skerry_events_evicted_total", count, reason=reason)
+
+
+def _lingers(settings: BufferSettings) -> dict[Lane, float]:
+    """How long a group waits for more, in seconds, by lane."""
+    lingers: dict[Lane, float] = dict.fromkeys(LANES, settings.linger_ms / 1000)
+    return {**lingers, "alarm": 0.0}
 
 
 class _Name(msgspec.Struct, frozen=True):

@@ -47,7 +47,7 @@ class Outflow:
         window: how much may be under way.
         batch_records: records in one message.
         batch_bytes: bytes in one message; a larger record goes alone.
-        backlog_s: what has waited for longer is a backlog.
+        backlog_s: what has waited for longer is a backlog; may be set anew.
         prepare: makes the payloads of a batch fit to be sent; None, and the record put aside, when the
             one that comes next never will be.
         tell: a hole as the payload of a gap record.
@@ -62,7 +62,7 @@ class Outflow:
         self.ages = Ages()
         self._records = batch_records
         self._bytes = batch_bytes
-        self._backlog_s = backlog_s
+        self.backlog_s = backlog_s
         self._prepare = prepare
         self._tell = tell
         if chain.last > chain.upto:
@@ -76,7 +76,7 @@ class Outflow:
 
     def backlog(self, now: float) -> bool:
         """Whether the oldest record has waited for long."""
-        return self.ages.age(self.chain.upto, now) > self._backlog_s
+        return self.ages.age(self.chain.upto, now) > self.backlog_s
 
     def go_back(self, *, in_vain: bool = False) -> None:
         """Send again what is not receipted."""

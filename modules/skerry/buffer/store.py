@@ -104,8 +104,21 @@ class Store:
         self._number = max(segment.highest(self.folder), self.pool.highest())
         for lane, chain in self._chains.items():
             chain.recover(committed.get(lane, 0))
+        self._keep_limits()
+
+    def adjust(self, lanes: Mapping[Lane, LaneSettings]) -> None:
+        """Go by other settings of the lanes. Where a limit is lower now, what is beyond it is given up.
+
+        Raises:
+            OSError: the disk failed before all of it was; the next `append` goes on with it.
+        """
+        self._lanes = {lane: lanes.get(lane, LaneSettings()) for lane in LANES}
+        self._keep_limits()
+
+    def _keep_limits(self) -> None:
+        """Have all lanes within limits that may be lower than they were."""
         for lane in LANES:
-            try:  # the limits may be lower than they were
+            try:
                 self._keep_limit(lane, 0)
                 self._keep_total(LANES, self._limit)
             except StoreFull:
