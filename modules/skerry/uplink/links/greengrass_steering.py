@@ -81,7 +81,7 @@ class Steering:
             self._configuration.ask()
         if self._wants_shadow:
             for name in ("update/documents", "delete/accepted"):
-                self._subscribe("shadow", "SubscribeToTopic", f"{self._prefix}/{name}", self._about_shadow)
+                self._subscribe(name, "SubscribeToTopic", f"{self._prefix}/{name}", self._about_shadow)
             self._shadow.ask()
         if not self._kept.remote:
             return
@@ -178,7 +178,7 @@ class Steering:
             if error is not None and path:
                 self.attempt(lambda: self._watch([]))
             elif error is not None:
-                self.trouble_with("desired", _why("SubscribeToConfigurationUpdate", "the component", error))
+                self.trouble_with("changes", _why("SubscribeToConfigurationUpdate", "the component", error))
 
         answer.add_done_callback(done)
 
