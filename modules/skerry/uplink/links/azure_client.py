@@ -291,7 +291,7 @@ class Connection:
             # No timers for what has a deadline of ours, and no second attempts.
             for name in ("timeout_intervals", "retry_intervals"):
                 getattr(stage, name, {}).clear()
-        pipeline.on_connected = lambda: None
+        pipeline.on_connected = self._on_connected
         pipeline.on_disconnected = self._on_disconnected
         pipeline.on_background_exception = self._on_background
         pipeline.on_new_sastoken_required = None
@@ -316,6 +316,14 @@ class Connection:
             else:
                 self._heard.up = True
             self._heard.changed.notify_all()
+
+    def _on_connected(self) -> None:
+        """Also after a new token."""
+        with contextlib.suppress(Exception):  # it may be lost again already
+            # Else the last piece of a message waits for the far end's delayed acknowledgement: 40 ms.
+            _transport(self._pipeline)._mqtt_client.socket().setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )
 
     def _on_disconnected(self) -> None:
         if not self.lives:
