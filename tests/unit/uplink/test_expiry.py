@@ -277,6 +277,12 @@ def test_the_files_of_every_link_are_known(tmp_path: Path) -> None:
     assert sources(links.AwsLink(endpoint="e", tls=tls)) == wanted
     http = links.HttpLink(url="https://h", tls=tls, token_file="t", header_files={"X-Key": "k"})
     assert sources(http) == [Source("t", "token"), *wanted, Source("k", "token")]
+    claim = links.Provisioning(template="t", claim_certificate="c", claim_key="k")
+    assert sources(links.AwsLink(endpoint="e", provisioning=claim)) == [Source("c", "certificate")]
+    identity = links.CertificateIdentity(hub="h", device="d", certificate="c", key="k")
+    assert sources(links.AzureLink(identity=identity, ca="a")) == [
+        Source("c", "certificate"), Source("a", "authority"),
+    ]  # fmt: skip
     assert sources(links.FileLink(path="f")) == []
 
 
