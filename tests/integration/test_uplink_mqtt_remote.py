@@ -274,16 +274,20 @@ def test_a_storm_of_commands_is_bounded_and_delivery_goes_on(steered: Steered) -
         eventually(lambda: sum(msgspec.json.decode(raw)["status"] == 200 for raw in far.got) == len(held))
 
 
-def test_an_answer_after_the_connection_is_gone_harms_nobody(steered: Steered) -> None:
-    with operator(steered.link._settings.port) as (send, _):
-        send(steered.topic("requests/ping"), b'{"id": "1"}')
-        (request,) = steered.requests(1)
-    steered.link.close()
-    with capture_logs() as logs:
-        request.reply(200, b"{}")
-    assert [entry["event"] for entry in logs] == ["answer.dropped"]
-    steered.open()
-    steered.link.send([record(1)])
+def test_an_answer_outlives_the_connection_that_brought_its_command(steered: Steered) -> None:
+    """It goes over the next one; while there is none, it is given up."""
+    with operator(steered.link._settings.port, steered.topic("responses")) as (send, far):
+        for n in (1, 2):
+            send(steered.topic("requests/ping"), b'{"id": "%d"}' % n)
+        first, second = steered.requests(2)
+        steered.link.close()
+        with capture_logs() as logs:
+            first.reply(200, b"{}")
+        assert [entry["event"] for entry in logs] == ["answer.dropped"]
+        steered.open()
+        second.reply(200, b"{}")
+        eventually(lambda: far.got)
+    assert msgspec.json.decode(far.got[0])["id"] == "2"
 
 
 def test_nothing_is_subscribed_to_where_nothing_is_wanted(shared_broker: BrokerProcess) -> None:

@@ -408,7 +408,9 @@ class MqttLink(Link):
         if self.steered and self._downlink is not None:
 
             def answer(payload: bytes, then: Callable[[], None]) -> None:
-                self._tell(client, f"{self._prefix}/responses", payload, retain=False, then=then)
+                # Over the connection of now: a command may last longer than the one that brought it.
+                topic = f"{self._prefix}/responses"
+                self._tell(self._connection(), topic, payload, retain=False, then=then)
 
             self._remote = Remote(self._prefix, self._downlink, answer)
         client.on_message = self._on_message
