@@ -187,6 +187,21 @@ def test_a_report_that_is_not_confirmed_is_an_error(tmp_path: Path) -> None:
             steered.link.report({}, 1.0)
 
 
+def test_a_report_whose_confirmation_is_faster_than_we_are_counts(
+    steered: Steered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = steered.link._publish
+
+    def slowly(*arguments: Any, **options: Any) -> int:
+        mid = publish(*arguments, **options)
+        eventually(lambda: mid in steered.link._early)
+        return mid
+
+    monkeypatch.setattr(steered.link, "_publish", slowly)
+    steered.link.report({}, 2.0)
+    assert not steered.link._early
+
+
 def test_reports_and_batches_are_confirmed_side_by_side(steered: Steered) -> None:
     """Each message has its own number, whichever thread sends it."""
     failed: list[Exception] = []
