@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 MOST_BYTES = 8 * 1024
+_MOST_DEPTH = 6
 
 
 class Refused(Exception):  # noqa: N818 - what the service says
@@ -46,8 +47,10 @@ class ShadowService:
             raise refused
         before = {"state": self.state or {}, "version": self.version}
         merged = _merged(self.state or {}, request["state"])
-        if len(json.dumps(merged)) > MOST_BYTES:
+        if len(json.dumps(merged, separators=(",", ":"))) > MOST_BYTES:
             raise Refused(413, "The payload exceeds the maximum size allowed")
+        if _depth(merged) > _MOST_DEPTH:
+            raise Refused(400, f"JSON contains too many levels of nesting; maximum is {_MOST_DEPTH}")
         self.state = merged
         self.version += 1
         self.updates.append(request["state"])
@@ -58,6 +61,12 @@ class ShadowService:
     def delete(self) -> None:
         """Made anew, it starts at 1 again."""
         self.state, self.version = None, 0
+
+
+def _depth(value: Any) -> int:
+    """Levels below `desired` and `reported`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max((1 + _depth(item) for item in inner if isinstance(item, dict | list)), default=0)
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,19 @@ def test_a_report_is_in_the_place_of_the_former_one_whoever_made_that(core, make
     assert core.shadow.updates[-1] == {"reported": {"list": [1], "flag": 1}}
 
 
+def test_a_report_has_the_room_that_is_left_by_what_is_desired(core, make, downlink) -> None:
+    link = make()
+    assert 7900 < link.report_bytes <= 8000
+    core.desire({"a": "x" * 6000})
+    link.open()
+    proposed(downlink)
+    assert 1000 < link.report_bytes < 8192 - 6000
+    link.report({"b": "x" * (link.report_bytes - 8)}, 5.0)
+    core.desire({"a": "x" * 6010})
+    assert core.shadow.state is not None
+    assert make(shadow="").report_bytes == 8000
+
+
 def test_a_report_that_changes_nothing_is_not_sent(core, make) -> None:
     link = make()
     link.open()

@@ -461,6 +461,7 @@ def test_the_shadow_manager_has_the_desired_state(nucleus, make, downlink) -> No
     assert proposed(downlink) == Proposal("shadow", "1", {"modules": {"capture": {"fps": 5}}})
     nucleus.desire("skerry", {"modules": {"capture": {"fps": 6}}})
     assert proposed(downlink) == Proposal("shadow", "2", {"modules": {"capture": {"fps": 6}}})
+    assert 7900 < link.report_bytes < 8000
     link.report({"version": "2", "applied": {"a": 1, "b": 2}}, 5.0)
     link.report({"version": "2", "applied": {"a": 1}}, 5.0)
     service = nucleus.shadows["skerry"]

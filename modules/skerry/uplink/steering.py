@@ -37,8 +37,6 @@ _REPORT_S = 10.0
 """That the platform has to confirm one."""
 _AGAIN_S = 15.0
 """After a report that was not confirmed with the link up."""
-_MOST_BYTES = 8000
-"""Of a report. A shadow has 8 KB."""
 _FILE_EVERY_S = 1.0
 _FILE_BYTES = 64 * 1024
 _MODULES = 64
@@ -289,7 +287,8 @@ class Steering:
             "device": msgspec.to_builtins(here.device) if here is not None else {},
             **more,
         }
-        return fitted({key: value for key, value in found.items() if value not in ({}, [], "")}, _MOST_BYTES)
+        most = self._link.report_bytes
+        return fitted({key: value for key, value in found.items() if value not in ({}, [], "")}, most)
 
     def _tell(self) -> None:
         """On the reporter's thread."""

@@ -38,6 +38,7 @@ class Link(Protocol):
         steered: whether desired states and commands come down this link too, into the `Downlink` that it
             was made with, while it is open. The uplink keeps such a link open with nothing to send, and
             calls `finish(0)` now and then to hear that it is lost.
+        report_bytes: of a report, at most. It may change: a shadow holds what is desired as well.
         trouble: what does not work of the way down while batches go out, and what to do; "" when all does.
     """
 
@@ -45,6 +46,10 @@ class Link(Protocol):
     whole: bool = True
     max_bytes: float = math.inf
     steered: bool = False
+
+    @property
+    def report_bytes(self) -> int:
+        return 8000
 
     @property
     def trouble(self) -> str:
@@ -98,7 +103,7 @@ class Link(Protocol):
         `steered` has nobody to tell.
 
         Args:
-            document: JSON, its keys without `.`, `$` and spaces; at most 8 KB of it.
+            document: JSON, its keys without `.`, `$` and spaces; at most `report_bytes` of it.
             timeout_s: until the platform must have confirmed it.
 
         Raises:

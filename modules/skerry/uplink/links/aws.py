@@ -132,6 +132,12 @@ class AwsLink(Link):
             self._use(found)
 
     @property
+    def report_bytes(self) -> int:
+        """Of a report, at most."""
+        most = super().report_bytes
+        return min(self._known.shadow.room, most) if self._settings.shadow else most
+
+    @property
     def trouble(self) -> str:
         """What does not work of the way down; "" when all does."""
         steering = self._steering

@@ -107,6 +107,14 @@ class GreengrassLink(Link):
         self._running = False
 
     @property
+    def report_bytes(self) -> int:
+        """Of a report, at most."""
+        most = super().report_bytes
+        if self._kept is None or self._settings.reported != "shadow":
+            return most
+        return min(self._kept.shadow.room, most)
+
+    @property
     def trouble(self) -> str:
         """What does not work of the way down; "" when all does."""
         steering = self._steering

@@ -17,6 +17,10 @@ MOST_MESSAGE_BYTES = 128 * 1024
 """Of a message of the service: twice the document, and a timestamp for each value."""
 MOST_DESIRED_BYTES = 64 * 1024
 MOST_SHADOW_BYTES = 8 * 1024
+_ENVELOPE_BYTES = 192
+"""Of a shadow that is neither desired nor reported; with something to spare."""
+_LEAST_BYTES = 1000
+"""Of a report, whatever is desired: a smaller one says nothing."""
 NOT_FOUND = 404
 
 
@@ -125,6 +129,13 @@ class Shadow:
     def version(self) -> int:
         """The newest that is known; -1 before there is one."""
         return self._version
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left for what is reported."""
+        return max(
+            MOST_SHADOW_BYTES - len(msgspec.json.encode(self._desired)) - _ENVELOPE_BYTES, _LEAST_BYTES
+        )
 
     def learn(self, state: State, asked_at: int | None = None) -> bool:
         """Take a newer state; whether it was as new as what is known, or newer.
