@@ -158,8 +158,8 @@ def test_a_desired_state_that_is_none_is_said_to_be_and_the_next_is_taken(
 def test_a_desired_state_that_is_taken_away_says_nothing(steered: Steered) -> None:
     with operator(steered.link._settings.port) as (send, _):
         send(steered.topic("desired"), b"")
-        send(steered.topic("desired"), b'{"version": 2}')
-        assert steered.proposal().version == "2"
+        send(steered.topic("requests/ping"), b"")
+        assert steered.down.take(5.0)[0] is None
     assert steered.link.trouble == ""
 
 
@@ -510,6 +510,9 @@ def test_a_password_that_is_exchanged_is_used(tmp_path: Path) -> None:
         with pytest.raises(LinkDown, match=r"refused: .*check link.user and link.password_file") as refused:
             link.open()
         assert "s3cret" not in str(refused.value)
+        with capture_logs() as logs, pytest.raises(LinkDown):
+            link.open()
+        assert [entry["event"] for entry in logs] == ["credentials.read"]  # changed or not: who knows
         secret.write_text("right\n")
         link.open()
         link.send(records(1, 3))

@@ -143,6 +143,12 @@ def test_a_damaged_certificate_is_no_error(at: int, byte: int, cut: int) -> None
     validity("certificate", b"-----BEGIN CERTIFICATE-----\n" + armoured + b"\n-----END CERTIFICATE-----\n")
 
 
+def test_a_certificate_that_is_not_all_there_says_nothing() -> None:
+    der = base64.b64decode(b"".join(GOOD.split(b"\n")[1:-2]))
+    armoured = base64.b64encode(der[:-1])
+    assert validity("certificate", b"-----BEGIN CERTIFICATE-----\n%s\n-----END" % armoured) is None
+
+
 def test_a_hostile_file_takes_no_time() -> None:
     """A megabyte of what nearly is a certificate; a search that goes back and forth would take hours."""
     done = threading.Event()
