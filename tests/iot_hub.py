@@ -79,6 +79,7 @@ class IotHub:
         options = {} if days is None else {"days": days}
         certificate, key = (signed_by or self.authority).issue("server", *(names or (self.host,)), **options)
         self._file = folder / "hub.conf"
+        self._log = folder / "hub.log"
         self._mutual = f"require_certificate true\ncafile {self.authority.ca}\n" if mutual else ""
         self._tls = f"certfile {certificate}\nkeyfile {key}\ntls_version tlsv1.2\n"
         self.refuses = refuses
@@ -105,6 +106,7 @@ class IotHub:
         user = "user root\n" if os.geteuid() == 0 else ""
         self._file.write_text(
             f"{user}per_listener_settings true\npersistence false\nmax_packet_size 300000\n"
+            f"log_dest file {self._log}\nlog_type notice\n"
             f"listener {self._plain} 127.0.0.1\nallow_anonymous true\n"
             f"listener {_PORT} {self.host}\nallow_anonymous {'false' if self.refuses else 'true'}\n"
             f"{self._mutual}{self._tls}"
@@ -172,6 +174,12 @@ class IotHub:
     @property
     def arrived(self) -> list[Event]:
         return [msgspec.json.decode(raw, type=Event) for raw in self.raw]
+
+    @property
+    def logins(self) -> list[str]:
+        """Who logged in, each time, those who look on from our side left out."""
+        found = re.findall(r"New client connected from \S+ as (\S+)", self._log.read_text())
+        return [name for name in found if not name.startswith("auto-")]
 
     def connection_string(self, folder: Path, device: str = "gate", **more: str) -> Path:
         """A file that holds one of a device, or, with `ModuleId`, of a module."""
