@@ -241,8 +241,9 @@ def test_a_command_is_answered_and_the_answer_is_not_retained(steered: Steered) 
 def test_a_retained_command_is_ignored(shared_broker: BrokerProcess) -> None:
     """It would be given again with each connection, for ever."""
     steered = Steered(shared_broker.port)
-    with operator(shared_broker.port) as (send, _):
+    with operator(shared_broker.port, steered.topic("requests/restart")) as (send, far):
         send(steered.topic("requests/restart"), b'{"id": "1"}', retain=True)
+        eventually(lambda: far.got)
         with capture_logs() as logs:
             steered.open()
             send(steered.topic("requests/ping"), b'{"id": "2"}')
