@@ -226,6 +226,29 @@ def test_wrong_claims_are_named(core, make, keys) -> None:
         make(claim="absent").open()
 
 
+def test_provisioning_ends_when_the_process_stops_and_when_the_far_end_is_frozen(
+    core, keys, broker, tmp_path
+) -> None:
+    stop = threading.Event()
+
+    def link(timeout_s: float) -> AwsLink:
+        settings = settings_for(broker.port, keys, timeout_s=timeout_s)
+        return AwsLink(settings, "here", "link", stop, state=tmp_path / "state")
+
+    core.silent = True
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(LinkDown, match="stopping"):
+        link(100.0).open()
+    stop.clear()
+    (tmp_path / "state" / "aws" / "provisioning.json").unlink()
+    broker.freeze()
+    try:
+        with pytest.raises(LinkDown, match="did not connect within 1 s"):
+            link(1.0).open()
+    finally:
+        broker.thaw()
+
+
 def test_settings_with_both_are_refused(keys) -> None:
     with pytest.raises(ValueError, match=r"tls.certificate: expected none with provisioning"):
         settings_for(1, keys, tls=TlsSettings(certificate="c", key="k"))

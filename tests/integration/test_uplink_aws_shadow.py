@@ -189,6 +189,7 @@ def test_a_shadow_that_was_deleted_and_made_anew_is_followed(core, make, downlin
         (b'{"current": {"version": 9, "state": {"desired": []}}}', ""),
         (b'{"current": {"version": 9, "state": {"desired": [1]}}}', "expected objects"),
         (b'{"current": {"version": 9, "state": {"desired": {"a": "%s"}}}}' % (b"x" * 70_000), "65536"),
+        (b'{"current": {"version": 9, "state": {"desired": %s}}}' % (b'{"a":' * 300 + b"1" + b"}" * 300), "64 l"),
         (b'{"a": "%s"}' % (b"x" * 200_000), "at most 131072"),
     ],
 )  # fmt: skip
@@ -294,6 +295,23 @@ def test_a_report_that_nobody_answers_ends_in_time(core, make) -> None:
     link.open()
     with pytest.raises(LinkDown, match="get was not answered in time"):
         link.report({"a": 2}, 0.2)
+
+
+def test_a_shadow_that_is_not_told_of_is_asked_for_again_and_said(core, make) -> None:
+    """As without iot:Receive: IoT Core drops what may not be received, and says nothing."""
+    core.mute.add("/get")
+    link = make()
+    link.open()
+    eventually(lambda: core.asked.count(f"{core.prefix}/get") == 1)
+    link._steering._asked_s -= 100
+    assert not link.finish(0)
+    assert "get: no answer (allow iot:Receive" in link.trouble
+    eventually(lambda: core.asked.count(f"{core.prefix}/get") == 2)
+    link.send(records(1, 1))
+    core.mute.clear()
+    link._steering._asked_s -= 100
+    link.finish(0)
+    eventually(lambda: link.trouble == "")
 
 
 def test_an_answer_to_another_report_confirms_nothing(core, make) -> None:

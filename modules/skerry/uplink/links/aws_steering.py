@@ -125,7 +125,7 @@ class Steering:
             return
         try:
             self._about_shadow(topic[len(self._prefix) + 1 :], payload)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             log.warning("shadow.ignored", topic=topic, reason=str(error))
             self._trouble("shadow", str(error))
 

@@ -55,7 +55,6 @@ class _Sent(NamedTuple):
     topic: str
     event: str
     size: int
-    digest: bytes
     offline: int
     """How often the nucleus had lost IoT Core by then."""
 
@@ -103,7 +102,8 @@ class GreengrassLink(Link):
         self._moved = 0.0
         self._online: bool | None = None
         self._offline = 0
-        self._echoes: set[bytes] = set()
+        self._expected = b""
+        self._echoed = False
         self._running = False
 
     @property
@@ -155,7 +155,9 @@ class GreengrassLink(Link):
                 raise LinkDown("the link is closed (open the link again)")
             self._check(self._moved if self._under_way else time.monotonic())
             topic = self._topics[batch[0].envelope.lane]
-            offline, digest = self._offline, hashlib.sha256(payload).digest()
+            offline = self._offline
+            # Before it is sent: the echo may be here before the call returns.
+            self._expected, self._echoed = hashlib.sha256(payload).digest(), False
             future = session.call(
                 "PublishToIoTCore",
                 topic_name=topic,
@@ -179,7 +181,7 @@ class GreengrassLink(Link):
             raise LinkDown(f"nucleus: not sent: {said(error)}") from error
         if not self._under_way:
             self._moved = time.monotonic()
-        self._under_way.append(_Sent(future, topic, event, len(payload), digest, offline))
+        self._under_way.append(_Sent(future, topic, event, len(payload), offline))
         return Cost(1, len(payload))
 
     def finish(self, timeout_s: float = math.inf) -> bool:
@@ -203,7 +205,6 @@ class GreengrassLink(Link):
         except Rejected:
             under_way.popleft()
             raise
-        self._echoes.discard(oldest.digest)
         under_way.popleft()
         self._moved = time.monotonic()
         return True
@@ -271,7 +272,7 @@ class GreengrassLink(Link):
             self._refused(sent, error)
         if self._offline != sent.offline or self._is_offline:
             raise LinkDown("it lost IoT Core while a batch was with it")
-        return self._settings.confirm != "echo" or sent.digest in self._echoes
+        return self._settings.confirm != "echo" or self._echoed
 
     def _refused(self, sent: _Sent, error: BaseException) -> None:
         name, what = type(error).__name__, said(error)
@@ -317,16 +318,14 @@ class GreengrassLink(Link):
         Raises:
             LinkDown: that is not allowed, or not answered.
         """
-        self._echoes = set()
         if self._settings.confirm != "echo":
             return
 
         def event(news: Any) -> None:
             message = getattr(news, "message", None)
-            with heard.changed:
-                if self._under_way and message is not None:
-                    self._echoes = {hashlib.sha256(message.payload or b"").digest()}
-                    heard.changed.notify_all()
+            if message is not None and hashlib.sha256(message.payload or b"").digest() == self._expected:
+                self._echoed = True
+                heard.woken()
 
         for topic in dict.fromkeys(self._topics.values()):
             stream = Stream(event, lambda: heard.lose("the echo's subscription ended"))

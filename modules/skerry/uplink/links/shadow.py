@@ -21,6 +21,7 @@ _ENVELOPE_BYTES = 192
 """Of a shadow that is neither desired nor reported; with something to spare."""
 _LEAST_BYTES = 1000
 """Of a report, whatever is desired: a smaller one says nothing."""
+_MOST_DEPTH = 64
 NOT_FOUND = 404
 
 
@@ -185,10 +186,28 @@ def _state(found: Any) -> State:
     desired, reported = state.get("desired") or {}, state.get("reported") or {}
     if not isinstance(desired, dict) or not isinstance(reported, dict):
         raise ValueError("shadow: expected objects in the state")  # noqa: TRY004 - the same
+    if _depth(desired) > _MOST_DEPTH:
+        raise ValueError(f"shadow: desired: expected at most {_MOST_DEPTH} levels")
     size = len(msgspec.json.encode(desired))
     if size > MOST_DESIRED_BYTES:
         raise ValueError(f"shadow: desired: expected at most {MOST_DESIRED_BYTES} bytes, got {size}")
     return State(version, desired, reported)
+
+
+def _depth(value: Any) -> int:
+    """Levels of a document, without recursion; one more than the most is enough."""
+    level, depth = [value], 0
+    while depth <= _MOST_DEPTH:
+        level = [
+            item
+            for one in level
+            if isinstance(one, dict | list)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            break
+        depth += 1
+    return depth
 
 
 def _same(one: Any, other: Any) -> bool:
