@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO, TypeVar
@@ -33,6 +33,7 @@ from skerry.errors import ConfigError, PackageError, SkerryError, Unavailable
 from skerry.ledger import Tally
 from skerry.logbook import LOGBOOK
 from skerry.messages import Metrics, State, Status
+from skerry.redact import cleaned
 from skerry.remote import Remote
 from skerry.settings import LogLevel, ModuleSettings, parse_json
 from skerry.telemetry import Telemetry
@@ -101,6 +102,7 @@ class Host:
 
     def fault(self, about: str, reason: str) -> None:
         """The module works on, degraded: `about` names what is wrong, e.g. a camera."""
+        reason = cleaned(reason)  # it goes everywhere, and what a library says of an address is its own
         with self._lock:
             changed = self._faults.get(about) != reason
             self._faults[about] = reason
@@ -280,7 +282,7 @@ def _serve(kind: str, adjuster: Adjuster[S], run: Run[S]) -> int:
         try:
             run(settings, bus, host)
         except Exception as error:
-            host.goodbye(f"{type(error).__name__}: {error}")
+            host.goodbye(cleaned(f"{type(error).__name__}: {error}"))
             raise
         host.goodbye("asked to restart" if host.restart_asked else "")
         log.info("module.stopped", kind=kind)
@@ -410,6 +412,14 @@ def rss_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+def _without_secrets(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take out what looks like a secret: libraries put addresses with logins into their errors."""
+    for key, value in entry.items():
+        if isinstance(value, str):
+            entry[key] = cleaned(value)
+    return entry
+
+
 def configure_logging(form: str, level: str, module: str, sink: TextIO | None = None) -> None:
     """Send structured logs to `sink`, else standard error: JSON in containers, colours on a terminal.
 
@@ -420,6 +430,7 @@ def configure_logging(form: str, level: str, module: str, sink: TextIO | None = 
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _without_secrets,
     ]
     last: list[structlog.types.Processor] = (
         [LOGBOOK.rendered] if form == "json" else [LOGBOOK, structlog.dev.ConsoleRenderer()]

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from msgspec import Meta
 
 from skerry.messages import Fraction, Name
+from skerry.redact import cleaned
 from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 
 Pace = Literal["realtime", "fast"]
@@ -174,9 +175,9 @@ def is_fast(source: Source) -> bool:
 
 
 def safe_url(url: str) -> str:
-    """The URL without user and password, for logs and messages."""
+    """The URL without user and password, for logs and messages; some cameras have them in the path."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return cleaned(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 
 
 def url_with_login(url: str, user: str, password: str) -> str:
