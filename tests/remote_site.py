@@ -72,7 +72,7 @@ class Operator:
         return answer["status"], answer["body"]
 
     def patient(self, name: str, *, meanwhile: Callable[[], None] = lambda: None) -> bool:
-        """Give a command until it is carried out: a storm may go on, and turn this one away without a word."""
+        """Whether a command is carried out: a storm that goes on may turn it away without a word."""
         try:
             return bool(self.ask(name, meanwhile=meanwhile, within_s=2.0)[0] == 200)
         except AssertionError:
