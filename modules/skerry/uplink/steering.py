@@ -5,7 +5,6 @@ On threads of its own: delivering events never waits for it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import threading
@@ -316,9 +315,10 @@ class Steering:
 
 
 def _load(path: Path) -> Memory:
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Memory)
-        except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            log.warning("desired.unreadable", path=str(path), error=str(error))
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Memory)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        log.warning("desired.unreadable", path=str(path), error=str(error))
     return Memory()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -17,15 +18,15 @@ _LONGEST_ID, _LONGEST_NAME = 128, 64
 _MOST_BYTES = 64 * 1024
 """Of a request."""
 _MOST_ANSWER_BYTES = 120 * 1024
-_MOST_ANSWERS = 64
-"""Answers that may be on their way."""
+_MOST_UNDER_WAY = 1024 * 1024
+"""Bytes of answers that may be on their way; one may be in any case."""
 _BAD, _TOO_LARGE = 400, 413
 _REFUSALS = (_BAD, _TOO_LARGE, BUSY)
-"""A storm of these leaves half of the places to answers that somebody waits for."""
+"""A storm of these leaves half of the room to answers that somebody waits for."""
 
 log = structlog.get_logger()
 Publish = Callable[[bytes, Callable[[], None]], None]
-"""Sends an answer, and calls back once it is sent or given up; raises anything when it cannot."""
+"""Sends an answer, and calls back, once, when it is sent or given up; raises anything when it cannot."""
 
 
 class _Asked(msgspec.Struct):
@@ -98,21 +99,23 @@ class Requests:
                 {"error": f"the answer has {len(answer)} bytes, too many for a message"}
             )
             answer = msgspec.json.encode(_Answer(request, name, _TOO_LARGE, msgspec.Raw(said)))
+        size = len(answer)
         with self._lock:
-            most = _MOST_ANSWERS // 2 if status in _REFUSALS else _MOST_ANSWERS
-            full = self._under_way >= most
-            self._under_way += not full
+            most = _MOST_UNDER_WAY // 2 if status in _REFUSALS else _MOST_UNDER_WAY
+            full = self._under_way > 0 and self._under_way + size > most
+            self._under_way += 0 if full else size
             known, self._dropping = self._dropping, full
         if full:
             if not known:  # once a storm: a line an answer would be a storm of its own
                 log.warning("answer.dropped", name=name, status=status, reason="too many are on their way")
             return
+        sent = partial(self._sent, size)
         try:
-            self._publish(answer, self._sent)
+            self._publish(answer, sent)
         except Exception as error:  # noqa: BLE001 - of many types, in a callback: whoever asked asks again
-            self._sent()
+            sent()
             log.warning("answer.dropped", name=name, status=status, reason=str(error)[:200])
 
-    def _sent(self) -> None:
+    def _sent(self, size: int) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._under_way -= size
