@@ -191,8 +191,9 @@ class IotHub:
     # Its side of the topics
 
     def publish(self, topic: str, payload: str | bytes) -> None:
-        assert self._client is not None
-        self._client.publish(topic, payload, qos=1)
+        client = self._client
+        if client is not None:  # else the hub is stopping, and what it hears on the way out stays unanswered
+            client.publish(topic, payload, qos=1)
 
     def _connect(self) -> None:
         options: dict[str, Any] = {}

@@ -107,15 +107,15 @@ def test_nobody_logs_in_after_an_attempt_was_given_up(hub, connect) -> None:
 
 
 def test_a_connection_that_is_lost_is_not_made_again_by_the_client(hub, connect) -> None:
-    link = connect(hub)
-    link.open()
-    hub.freeze()
-    link.start(records(1, 5))
-    hub.kill()
-    eventually(lambda: link._heard.lost)
-    hub.start()
+    """By itself it would at once: here into the place of the one that took its name."""
+    first, second = connect(hub), connect(hub)
+    first.open()
+    second.open()
+    with pytest.raises(LinkDown):
+        eventually(lambda: first.finish(0))
     with pytest.raises(AssertionError):
-        eventually(lambda: hub.messages, within_s=2.0)
+        eventually(lambda: len(hub.logins) > 2, within_s=1.5)
+    second.send(records(1, 5))
 
 
 def test_an_idle_connection_that_breaks_is_noticed(hub, connect) -> None:
