@@ -92,8 +92,13 @@ class World:
     def arrived(self) -> list[Event]:
         return [msgspec.json.decode(raw, type=Event) for raw in self.raw()]
 
-    def desire(self, document: Any) -> None:
-        """Set the whole desired state."""
+    def desire(self, document: Any, *, clear: bool = True) -> None:
+        """Set the whole desired state.
+
+        Args:
+            document: it.
+            clear: first take away what is there, where the platform would merge.
+        """
         raise NotImplementedError
 
     def hostile(self) -> list[Any]:
@@ -145,7 +150,8 @@ class MqttWorld(World):
     def raw(self) -> list[bytes]:
         return [raw for payload in list(self._far.got) for raw in decode(payload)]
 
-    def desire(self, document: Any) -> None:
+    def desire(self, document: Any, *, clear: bool = True) -> None:
+        del clear
         self._pen.write(f"{REMOTE}/desired", json.dumps(document).encode(), retain=True)
 
     def hostile(self) -> list[Any]:
@@ -199,8 +205,8 @@ class AwsWorld(World):
     def raw(self) -> list[bytes]:
         return [raw for payload in list(self._far.got) for raw in decode(payload)]
 
-    def desire(self, document: Any) -> None:
-        if self._desired:
+    def desire(self, document: Any, *, clear: bool = True) -> None:
+        if clear and self._desired:
             self._core.desire(dict.fromkeys(self._desired))  # what is merged does not go away
         self._core.desire(document)
         self._desired = list(document)
@@ -257,7 +263,8 @@ class GreengrassWorld(World):
             for raw in decode(item.payload)
         ]
 
-    def desire(self, document: Any) -> None:
+    def desire(self, document: Any, *, clear: bool = True) -> None:
+        del clear
         self._nucleus.configure({"desired": document})
 
     def reported(self) -> Any:
@@ -294,8 +301,9 @@ class AzureWorld(World):
     def raw(self) -> list[bytes]:
         return self._hub.raw
 
-    def desire(self, document: Any) -> None:
-        if gone := {key: None for key in self._hub.desired if not key.startswith("$")}:
+    def desire(self, document: Any, *, clear: bool = True) -> None:
+        gone = {key: None for key in self._hub.desired if not key.startswith("$")}
+        if clear and gone:
             self._hub.set_desired(gone)  # what is merged does not go away
         self._hub.set_desired(document)
 

@@ -276,7 +276,7 @@ def test_keys_that_mean_nothing_are_handed_on(world: World, ear: Ear) -> None:
 def test_a_thousand_versions_at_once_end_with_the_last(world: World, ear: Ear) -> None:
     ear.link.open()
     for n in range(1000):
-        world.desire(state(n))
+        world.desire(state(n), clear=n == 0)
     eventually(lambda: ear.has(state(999)), WITHIN_S)
 
 
