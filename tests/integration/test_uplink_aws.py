@@ -53,7 +53,10 @@ def files(keys: Path, certificate: str = "client", ca: str = "ca") -> TlsSetting
 
 
 def settings_for(port: int, tls: TlsSettings, **options: object) -> given.AwsLink:
-    return given.AwsLink(**{"endpoint": "localhost", "port": port, "tls": tls, "timeout_s": 5.0, **options})  # type: ignore[arg-type]  # as a test wants it
+    up_only = {"shadow": "", "remote_topic": ""}
+    return given.AwsLink(
+        **{"endpoint": "localhost", "port": port, "tls": tls, "timeout_s": 5.0, **up_only, **options}
+    )  # type: ignore[arg-type]  # as a test wants it
 
 
 def link_to(port: int, tls: TlsSettings, stop: threading.Event | None = None, **options: object) -> AwsLink:

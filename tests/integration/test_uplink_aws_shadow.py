@@ -26,11 +26,13 @@ from skerry.testing import eventually, running
 from skerry.uplink import settings as given
 from skerry.uplink.downlink import Downlink, Proposal, Request
 from skerry.uplink.links.aws import AwsLink
+from skerry.uplink.links.shadow import State
 from skerry.uplink.module import run
 from tls_broker import TlsBroker
 
 pytestmark = needs.mosquitto
 REMOTE = "skerry/here/remote"
+DEEP = b'{"a":' * 300 + b"1" + b"}" * 300
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,7 @@ def test_a_shadow_that_was_deleted_and_made_anew_is_followed(core, make, downlin
         (b'{"current": {"version": 9, "state": {"desired": []}}}', ""),
         (b'{"current": {"version": 9, "state": {"desired": [1]}}}', "expected objects"),
         (b'{"current": {"version": 9, "state": {"desired": {"a": "%s"}}}}' % (b"x" * 70_000), "65536"),
-        (b'{"current": {"version": 9, "state": {"desired": %s}}}' % (b'{"a":' * 300 + b"1" + b"}" * 300), "64 l"),
+        (b'{"current": {"version": 9, "state": {"desired": %s}}}' % DEEP, "64 levels"),
         (b'{"a": "%s"}' % (b"x" * 200_000), "at most 131072"),
     ],
 )  # fmt: skip
@@ -442,6 +444,19 @@ def test_a_question_that_may_not_be_asked_is_said(peer, make) -> None:
     link.open()
     eventually(lambda: "get: refused: reason 135 (allow iot:Publish to it)" in link.trouble)
     link.send(records(1, 2))
+
+
+def test_a_report_that_may_not_be_made_is_said_and_may_be_made_later(peer, make) -> None:
+    link = listening(make(port=peer.port))
+    link._steering._told(State(1, {}, {}), None)
+    for code, why in (
+        (135, r"update: refused: reason 135 \(allow iot:Publish to it\)"),
+        (151, "reason 151$"),
+    ):
+        peer.answers.put(code)
+        with pytest.raises(LinkDown, match=why):
+            link.report({"a": 1}, 5.0)
+    assert link.trouble == ""
 
 
 def test_a_link_without_a_downlink_subscribes_to_nothing(peer, keys) -> None:

@@ -24,7 +24,7 @@ _ASK_AGAIN_S = 60.0
 _SKIP_S = 600.0
 """How long nothing is subscribed to that made IoT Core hang up."""
 _STRIKES = 2
-_REFUSED = 128
+_REFUSED, _NOT_AUTHORIZED = 128, 135
 
 log = structlog.get_logger()
 
@@ -150,7 +150,10 @@ class Steering:
         try:
             request = self._request(document, token)
             if request:
-                self._checked("update", self._pipe.publish(f"{self._prefix}/update", request))
+                self._checked(
+                    self._pipe.publish(f"{self._prefix}/update", request),
+                    lambda why: self._answered(token, why),
+                )
                 why = (
                     f"{self._prefix}/update was not answered in time (allow iot:Receive for update/accepted)"
                 )
@@ -224,18 +227,21 @@ class Steering:
                 return
             self._asked_at, self._asked_s = self._known.shadow.version, now
         try:
-            self._checked("get", self._pipe.publish(f"{self._prefix}/get", b""))
+            self._checked(
+                self._pipe.publish(f"{self._prefix}/get", b""),
+                lambda why: self._trouble("shadow", f"{self._prefix}/get: refused: {why}"),
+            )
         except Exception as error:  # noqa: BLE001 - of many types, in a callback: the connection is ending
             log.debug("shadow.not_asked", error=str(error))
 
-    def _checked(self, what: str, future: Future[Any]) -> None:
+    def _checked(self, future: Future[Any], refused: Callable[[str], None]) -> None:
         """Look at the PUBACK of a question when it comes."""
 
         def look(done: Future[Any]) -> None:
-            code = 0 if done.exception() is not None else done.result().puback.reason_code or 0
+            code = 0 if done.exception() is not None else int(done.result().puback.reason_code or 0)
             if code >= _REFUSED:
-                topic = f"{self._prefix}/{what}"
-                self._trouble("shadow", f"{topic}: refused: reason {int(code)} (allow iot:Publish to it)")
+                hint = " (allow iot:Publish to it)" if code == _NOT_AUTHORIZED else ""
+                refused(f"reason {code}{hint}")
 
         future.add_done_callback(look)
 
