@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -735,9 +736,13 @@ def resident_kb() -> int:
     raise AssertionError("no VmRSS")
 
 
-def test_in_the_uplink_a_nucleus_that_comes_and_goes_costs_nothing(nucleus, tmp_path, monkeypatch) -> None:
+@contextmanager
+def uplink(
+    nucleus: Nucleus, tmp_path: Path, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[MemoryBus, list[Receipt]]]:
+    """The uplink at work: a bus to it, and the receipts that it sends."""
     for name, value in nucleus.environment.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     broker = MemoryBroker()
     bus, receipts = MemoryBus(broker), list[Receipt]()
     bus.subscribe(RECEIPTS, receipts.append)
@@ -748,6 +753,11 @@ def test_in_the_uplink_a_nucleus_that_comes_and_goes_costs_nothing(nucleus, tmp_
     )  # fmt: skip
     with running(run, settings, MemoryBus(broker), "uplink") as host:
         eventually(lambda: host.condition[0] in {"ready", "degraded"})
+        yield bus, receipts
+
+
+def test_a_nucleus_that_comes_and_goes_costs_nothing(nucleus, tmp_path, monkeypatch) -> None:
+    with uplink(nucleus, tmp_path, monkeypatch) as (bus, receipts):
         for first in range(1, 501, 100):
             bus.publish(OUTBOUND, outbound(first, events(first, first + 99)), "uplink")
             nucleus.cut = "before" if first % 200 == 1 else "after"
@@ -760,3 +770,19 @@ def test_in_the_uplink_a_nucleus_that_comes_and_goes_costs_nothing(nucleus, tmp_
     oracle.send(events(1, 600))
     assert len(oracle.check_far_end(arrived(nucleus), repeats=True)) == 600
     assert not any(receipt.refused for receipt in receipts)
+
+
+def test_a_nucleus_that_loses_what_it_had_in_memory_costs_nothing(nucleus, tmp_path, monkeypatch) -> None:
+    """It takes batches while it is offline, as the first one does, and forgets them when it is replaced."""
+    with uplink(nucleus, tmp_path, monkeypatch) as (bus, receipts):
+        eventually(lambda: "UpdateState" in nucleus.asked)
+        for first in range(1, 1001, 100):
+            bus.publish(OUTBOUND, outbound(first, events(first, first + 99)), "uplink")
+            nucleus.online = False
+            nucleus.stop()
+            nucleus.start()
+            nucleus.online = True
+            eventually(lambda upto=first + 99: receipts and receipts[-1].upto == upto, 30)
+    oracle = Oracle()
+    oracle.send(events(1, 1000))
+    assert len(oracle.check_far_end(arrived(nucleus), repeats=True)) == 1000
