@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +101,16 @@ def test_a_lower_limit_of_a_lane_that_blocks_gives_nothing_up(tmp_path):
         assert balanced(host)["waiting"] == 800
 
 
-def test_a_shorter_linger_counts_for_what_waits_already(tmp_path):
-    world = Steered(tmp_path, linger_ms=1000)
+def test_a_longer_linger_holds_events_back_and_no_alarm(tmp_path):
+    world = Steered(tmp_path, linger_ms=0)
     with world.up():
+        world.apply("1", linger_ms=1000)
         world.submit(submission(1, 1))
-        began = time.monotonic()
-        world.apply("1", linger_ms=0)
+        for seq in (1, 2):
+            world.submit(submission(seq, seq, oldest=1, epoch="a1", lane="alarm"))
+            eventually(lambda seq=seq: world.watermark(epoch="a1") == seq)
         eventually(lambda: world.watermark() == 1)
-        world.submit(submission(2, 2, oldest=1))
-        eventually(lambda: world.watermark() == 2)
-        assert world.settings.linger_ms == 1000
-        assert began
+    assert [told.epoch for told in world.accepted] == ["a1", "a1", "e1"]
 
 
 def test_a_shorter_backlog_is_told_with_the_next_batch(tmp_path):

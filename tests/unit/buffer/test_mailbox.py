@@ -22,6 +22,14 @@ def test_a_group_waits_for_its_linger_time() -> None:
     assert not box.empty
 
 
+def test_a_shorter_linger_time_counts_for_what_waits_already() -> None:
+    box = box_of(linger_s=30)
+    box.offer(offer())
+    assert box.wait(0.01).offers == {}
+    box.linger(dict.fromkeys(LANES, 0.0))
+    assert len(box.wait(30).offers["event"]) == 1
+
+
 def test_without_linger_a_group_is_taken_at_once() -> None:
     box = box_of()
     box.offer(offer())
