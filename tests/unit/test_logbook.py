@@ -45,7 +45,7 @@ def test_what_is_logged_is_kept_in_either_form(form):
         configure_logging(form, "info", "gate", sink)
         log = structlog.get_logger()
         log.debug("not.shown")
-        log.info("frame.dropped", reason="stale")
+        log.info("frame.dropped", reason="stale", url="rtsp://u:kanarie@cam/1")
     finally:
         structlog.configure(**before)
         structlog.contextvars.clear_contextvars()
@@ -53,5 +53,7 @@ def test_what_is_logged_is_kept_in_either_form(form):
     assert (kept["event"], kept["reason"], kept["module"], kept["level"]) == (
         "frame.dropped", "stale", "gate", "info",
     )  # fmt: skip
+    assert kept["url"] == "rtsp://cam/1"
+    assert "kanarie" not in sink.getvalue()
     assert "frame.dropped" in sink.getvalue()
     assert sink.getvalue().startswith("{") == (form == "json")

@@ -193,23 +193,20 @@ def test_snapshot_leaves_the_frame_itself_as_it_is(cameras):
     assert camera.ring._bytes[start : start + 480 * 640 * 3].min() == 255
 
 
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (1080, 1920), (1920, 100), (64, 1024)])
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (1080, 1920), (1920, 120), (64, 1024)])
 def test_blurred_picture_has_no_more_than_32_pixels_worth_of_detail(cameras, width, height):
-    """Two pictures that are the same in 32 pixels on the longer side give the same bytes."""
+    """A chequered picture of twice as many fields is grey."""
     camera = cameras(snapshots="blurred")
-    factor = max(width, height) // 32
+    cell = max(width, height) // 64
     smooth = np.full((height, width, 3), 127, np.uint8)
-    smooth[: height // 2] = 60
-    detailed = smooth.copy().astype(np.int16)
+    detailed = smooth.astype(np.int16)
     y, x = np.mgrid[:height, :width]
-    # Fine stripes: what a face or a plate is made of.
-    detailed += np.where((x % 4 < 2) ^ (y % 4 < 2), 50, -50)[..., None]
+    detailed += np.where((x // cell + y // cell) % 2 == 0, 100, -100)[..., None]
     camera.write(smooth)
     plain = shot(camera, 320)
     camera.write(np.clip(detailed, 0, 255).astype(np.uint8))
     answer = shot(camera, 320)
     assert answer["blurred"]
-    assert factor >= 20
     assert np.abs(seen(plain).astype(int) - seen(answer).astype(int)).max() <= 6
 
 
