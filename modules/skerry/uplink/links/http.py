@@ -328,13 +328,17 @@ class Session:
                     self._wire.close()
 
     def _down(self, what: str, error: Exception) -> LinkDown:
+        tls = self._settings.tls or TlsSettings()
         if isinstance(error, ssl.SSLCertVerificationError):
-            hint = "check link.tls.ca, and the name in link.url"
-            return LinkDown(f"{self._where}: the far end is not trusted: {error.verify_message} ({hint})")
+            flaw = error.verify_message.rstrip(".")
+            hint = f"check link.tls.ca {tls.ca or 'of the system'}, and the clock"
+            if "mismatch" in flaw:
+                hint = "check the name in link.url"
+            return LinkDown(f"{self._where}: the far end is not trusted: {flaw} ({hint})")
         if isinstance(error, ssl.SSLError) and _REFUSED_US.search(error.reason or ""):
             self._login.doubt()
             said = error.reason.lower().replace("_", " ")
-            hint = "renew link.tls.certificate; it is read again"
+            hint = f"renew link.tls.certificate {tls.certificate or '(none is given)'}; it is read again"
             return LinkDown(f"{self._where}: the credentials are refused: {said} ({hint})")
         if isinstance(error, WireError):
             return LinkDown(f"{self._where}: {error}")
