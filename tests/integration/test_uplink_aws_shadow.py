@@ -149,6 +149,18 @@ def test_versions_that_were_missed_are_made_up_for(core, make, downlink) -> None
     assert (found.version, found.document) == ("6", {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4, "n": 9})
 
 
+def test_a_change_that_nobody_was_told_of_is_found_within_the_hour(core, make, downlink) -> None:
+    link = make()
+    link.open()
+    proposed(downlink)
+    core.shadow.update({"state": {"desired": {"n": 1}}})
+    link.finish(0)
+    assert downlink.take(0.1)[0] is None
+    link._steering._asked_s -= 3601
+    link.finish(0)
+    assert proposed(downlink).document == {"n": 1}
+
+
 def test_a_late_message_of_an_older_version_changes_nothing(core, make, downlink) -> None:
     for n in range(3):
         core.desire({"n": n})

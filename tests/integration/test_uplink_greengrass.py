@@ -21,7 +21,7 @@ from events import events
 from greengrass_ipc import Nucleus
 from oracle import Oracle
 from records import outbound, record, records
-from shadow_service import Refused
+from shadow_service import Refused, ShadowService
 from skerry.batches import decode
 from skerry.bus import MemoryBroker, MemoryBus
 from skerry.channels import OUTBOUND, RECEIPTS
@@ -412,6 +412,33 @@ def test_what_is_desired_without_a_cloud_is_proposed_too(nucleus, make, downlink
     with pytest.raises(LinkDown):
         make().open()
     assert proposed(downlink).document == {"schema": 1}
+
+
+@pytest.mark.parametrize("desired", ["configuration", "shadow"])
+def test_a_change_that_nobody_was_told_of_is_found_within_the_hour(nucleus, make, downlink, desired) -> None:
+    link = make(desired=desired)
+    link.open()
+    proposed(downlink)
+    nucleus.configuration["desired"] = {"n": 1}
+    nucleus.shadows.setdefault("skerry", ShadowService()).update({"state": {"desired": {"n": 1}}})
+    link.finish(0)
+    assert downlink.take(0.1)[0] is None
+    question = link._steering._configuration if desired == "configuration" else link._steering._shadow
+    question._asked_s -= 3601
+    link.finish(0)
+    assert proposed(downlink).document == {"n": 1}
+
+
+def test_what_could_not_be_asked_for_is_asked_for_again(nucleus, make, downlink) -> None:
+    nucleus.unsupported = {"GetConfiguration"}
+    link = make()
+    link.open()
+    eventually(lambda: "not supported" in link.trouble)
+    nucleus.unsupported = set()
+    link._steering._configuration._asked_s -= 61
+    link.finish(0)
+    proposed(downlink)
+    eventually(lambda: link.trouble == "")
 
 
 def test_what_changes_while_it_is_asked_for_is_asked_for_once_more(nucleus, make, downlink) -> None:

@@ -21,6 +21,8 @@ from skerry.uplink.links.shadow import Shadow, State
 
 _ASK_AGAIN_S = 60.0
 """After a question about the shadow that was not answered, or not well."""
+_ASK_ANYHOW_S = 3600.0
+"""The last message of a change may be lost, and nothing comes behind it that would tell."""
 _SKIP_S = 600.0
 """How long nothing is subscribed to that made IoT Core hang up."""
 _STRIKES = 2
@@ -109,10 +111,14 @@ class Steering:
             log.warning("steering.left_alone", part=part, seconds=_SKIP_S)
 
     def tick(self) -> None:
-        """Ask again what was not answered; now and then, from the link's thread."""
+        """Ask again what was not answered, or long ago; now and then, from the link's thread."""
         now = time.monotonic()
         with self._changed:
-            late = self._asked_at is not None and now - self._asked_s > _ASK_AGAIN_S
+            waited_s = now - self._asked_s
+            late = self._asked_at is not None and waited_s > _ASK_AGAIN_S
+            old = self._fresh and waited_s > _ASK_ANYHOW_S
+        if old and not late:
+            self._ask()
         if late:
             self._trouble("shadow", f"{self._prefix}/get: no answer (allow iot:Receive for get/accepted)")
             self._ask()

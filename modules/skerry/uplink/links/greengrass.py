@@ -190,6 +190,8 @@ class GreengrassLink(Link):
         try:
             if not under_way:
                 self._check(time.monotonic())
+                if self._steering is not None:
+                    self._steering.tick()
                 return False
             oldest = under_way[0]
             with self._heard.changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -24,6 +25,8 @@ from skerry.uplink.settings import GreengrassLink
 _DESIRED, _REPORTED = "desired", "reported"
 _MOST_DEPTH = 64
 _MOST_REPORTED = 120 * 1024
+_ASK_AGAIN_S, _ASK_ANYHOW_S = 60.0, 3600.0
+"""After a question that was not answered well; and after any: an event may be lost."""
 _EXACT = 2**53
 """Above it a double is no whole number for sure."""
 
@@ -93,6 +96,15 @@ class Steering:
             self._subscribe(
                 "commands of IoT Core", "SubscribeToIoTCore", requests.filter, _given_to(requests)
             )
+
+    def tick(self) -> None:
+        """Ask again what was not answered well, or long ago; now and then, from the link's thread."""
+        now = time.monotonic()
+        settings = self._kept.settings
+        if settings.desired == "configuration":
+            self._configuration.ask_again(now)
+        if self._wants_shadow:
+            self._shadow.ask_again(now)
 
     def settle(self, deadline: float, stop: threading.Event) -> None:
         """Wait until the desired state was looked at.
@@ -295,6 +307,8 @@ class _Question:
         self._lock = threading.Lock()
         self._asking = False
         self._again = False
+        self._asked_s = 0.0
+        self._well = True
         self.known = False
         """Whether it was answered since the connection was made."""
 
@@ -305,7 +319,13 @@ class _Question:
             if self._asking:
                 return
             self._asking = True
+            self._asked_s = time.monotonic()
         self._steering.attempt(lambda: self._get().add_done_callback(self._got))
+
+    def ask_again(self, now: float) -> None:
+        """Ask, when the last time was long ago, or went wrong."""
+        if now - self._asked_s > (_ASK_ANYHOW_S if self._well else _ASK_AGAIN_S):
+            self.ask()
 
     def _got(self, future: Future[Any]) -> None:
         error = future.exception()
@@ -314,8 +334,10 @@ class _Question:
                 raise ValueError(self._steering.why(self._part, error))
             self._take(None if error is not None else future.result())
         except ValueError as problem:
+            self._well = False
             self._steering.trouble_with(self._part, str(problem))
         else:
+            self._well = True
             self.known = True
             self._steering.well(self._part)
         with self._lock:
