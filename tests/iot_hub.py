@@ -65,13 +65,17 @@ class IotHub:
     Args:
         folder: of its files.
         mutual: whether devices show a certificate.
-        certificate: name, hosts and days of the server's certificate, where it is not to be good.
+        names: hosts that its certificate is good for, where it is not its own address.
+        days: from when and until when that is, from now on, where it is not good.
         refuses: whether it lets nobody in.
+        signed_by: an authority that nobody knows.
+        websockets: whether it listens on port 443 too.
     """
 
     def __init__(
         self, folder: Path, *, mutual: bool = False, names: tuple[str, ...] | None = None,
         days: tuple[float, float] | None = None, refuses: bool = False, signed_by: Authority | None = None,
+        websockets: bool = False,
     ) -> None:  # fmt: skip
         self.host = free_address()
         self._plain = free_port()
@@ -82,6 +86,7 @@ class IotHub:
         self._log = folder / "hub.log"
         self._mutual = f"require_certificate true\ncafile {self.authority.ca}\n" if mutual else ""
         self._tls = f"certfile {certificate}\nkeyfile {key}\ntls_version tlsv1.2\n"
+        self._websockets = websockets
         self.refuses = refuses
         self._child: subprocess.Popen[bytes] | None = None
         self._client: mqtt.Client | None = None
@@ -109,11 +114,16 @@ class IotHub:
             f"log_dest file {self._log}\nlog_type notice\n"
             f"listener {self._plain} 127.0.0.1\nallow_anonymous true\n"
             f"listener {_PORT} {self.host}\nallow_anonymous {'false' if self.refuses else 'true'}\n"
-            f"{self._mutual}{self._tls}"
+            f"{self._mutual}{self._tls}{self._web()}"
         )
         self._child = spawn([mosquitto() or "mosquitto", "-c", str(self._file)], stderr=subprocess.DEVNULL)
         eventually(lambda: answers(self._plain), 20)
         self._connect()
+
+    def _web(self) -> str:
+        if not self._websockets:
+            return ""
+        return f"listener 443 {self.host}\nprotocol websockets\nallow_anonymous true\n{self._tls}"
 
     def kill(self) -> None:
         """As kill -9 does: connections are reset, or closed."""
