@@ -48,7 +48,9 @@ SAMPLES: dict[str, Any] = {
     "reported": m.Reported(
         module="inference", version="twin/7", digest="0123", state="applied", restart=("models.0.package",)
     ),
-    "commands": m.Command(module="capture", id="1", name="snapshot", arguments={"camera": "gate"}, timeout_s=5.0),
+    "commands": m.Command(
+        module="capture", id="1", name="snapshot", arguments={"camera": "gate"}, timeout_s=5.0
+    ),
     "answers": m.Answer(module="capture", id="1", status=200, body={"width": 640}),
 }  # fmt: skip
 
