@@ -73,7 +73,8 @@ class Nucleus:
         spool: what waits for IoT Core, in memory.
         echoes: whether IoT Core sends to those who subscribed.
         refusals: errors, as model and message, that the next publishes to IoT Core get.
-        cut: hang up on the next publish, before or after taking it.
+        cut: hang up on the next publish: before or after taking it, or in the middle of the answer; or
+            answer with a checksum that is wrong.
         slow_s: before a publish is answered.
         max_packet: a larger frame makes it hang up, as lite does at 10,000; 0: any.
         configuration: of the component.
@@ -95,7 +96,7 @@ class Nucleus:
         self.spool: list[Published] = []
         self.echoes = True
         self.refusals: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self.cut: Literal["", "before", "after"] = ""
+        self.cut: Literal["", "before", "after", "half", "corrupt"] = ""
         self.slow_s = 0.0
         self.max_packet = 0
         self.configuration: dict[str, Any] = {}
@@ -285,6 +286,7 @@ class Nucleus:
                     self.spool.pop(0)
         if cut == "after":
             connection.hang_up()
+        connection.spoil = cut if cut in {"half", "corrupt"} else ""
         return {}
 
     def _subscribe_to_io_tcore(
@@ -446,6 +448,7 @@ class _Connection:
     def __init__(self, nucleus: Nucleus, connected: socket.socket) -> None:
         self._nucleus = nucleus
         self._socket = connected
+        self.spoil = ""
         self._lock = threading.Lock()
 
     def hang_up(self) -> None:
@@ -513,8 +516,14 @@ class _Connection:
         encoded = b"".join(_header(name, value) for name, value in headers.items())
         prelude = struct.pack(">II", 16 + len(encoded) + len(payload), len(encoded))
         message = prelude + struct.pack(">I", zlib.crc32(prelude)) + encoded + payload
+        frame = message + struct.pack(">I", zlib.crc32(message))
+        spoil, self.spoil = self.spoil, ""
         with self._lock:
-            self._socket.sendall(message + struct.pack(">I", zlib.crc32(message)))
+            if spoil == "corrupt":
+                frame = frame[:-1] + bytes([frame[-1] ^ 1])
+            self._socket.sendall(frame[: len(frame) // 2] if spoil == "half" else frame)
+        if spoil == "half":
+            self.hang_up()
 
 
 def _header(name: str, value: int | str) -> bytes:

@@ -195,7 +195,7 @@ def test_a_nucleus_that_hangs_up_over_a_large_packet_is_told_of_with_what_to_set
     assert seqs(nucleus)[-1] == 7
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "half", "corrupt"])
 def test_a_connection_cut_in_the_middle_costs_nothing(nucleus, make, when) -> None:
     link = make()
     link.open()
