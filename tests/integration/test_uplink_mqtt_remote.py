@@ -514,6 +514,9 @@ def test_a_password_that_is_exchanged_is_used(tmp_path: Path) -> None:
         with capture_logs() as logs, pytest.raises(LinkDown):
             link.open()
         assert [entry["event"] for entry in logs] == ["credentials.read"]  # changed or not: who knows
+        with capture_logs() as logs, pytest.raises(LinkDown):
+            Steered(free_port(), user="edge", password_file=str(secret)).link.open()
+        assert logs == []
         secret.write_text("right\n")
         link.open()
         link.send(records(1, 3))

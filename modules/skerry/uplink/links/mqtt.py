@@ -154,10 +154,13 @@ class MqttLink(Link):
             why = self._tls_trouble() or f"cannot connect: {error} (check address and network)"
             raise LinkDown(f"{self._where}: {why}") from error
         except LinkDown as error:
+            refused = "refused: " in self._why
             self.close()
-            self._tls.doubt()
-            self._password.doubt()
-            if not str(error).endswith("stopping") and (why := self._tls_trouble()):
+            why = "" if refused else self._tls_trouble()
+            if refused or why:  # a file may have changed although nothing shows it
+                self._tls.doubt()
+                self._password.doubt()
+            if why:
                 raise LinkDown(f"{self._where}: {why}") from error
             raise
 
