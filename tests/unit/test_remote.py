@@ -1,105 +1,361 @@
-"""A module's commands in memory: each carried out once, in order, and none that nobody waits for."""
+"""A module's side of being steered, over a bus in memory."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import pytest
-from structlog.testing import capture_logs
 
-from skerry.bus import MemoryBus
-from skerry.channels import ANSWERS, COMMANDS
-from skerry.commands import Ping
-from skerry.messages import Answer, Command
-from skerry.remote import Refused
-from skerry.service import Host
-from skerry.settings import ModuleSettings
+from skerry.adjuster import Adjuster
+from skerry.bus import MemoryBroker, MemoryBus
+from skerry.channels import ANSWERS, COMMANDS, DESIRED, INVENTORY, REPORTED
+from skerry.commands import Ping, Restart
+from skerry.desired import digest
+from skerry.errors import ConfigError, Unavailable
+from skerry.messages import Answer, Command, Desired, Inventory, ModelInUse, Reported
+from skerry.remote import Refused, Remote
+from skerry.settings import LIVE, RESTART, ModuleSettings, Problem
 from skerry.testing import eventually
 
 
-class Module:
-    """A module that answers `ping`, and takes as long for it as the test lets it."""
+class Odd(ModuleSettings, frozen=True, kw_only=True):
+    fps: Annotated[int, LIVE] = 1
+    model: Annotated[str, RESTART] = "a"
+    url: str = ""
+    cameras: tuple[dict[str, str], ...] = ()
 
-    def __init__(self, folder: Path) -> None:
-        self.bus = MemoryBus()
+
+def check(settings: Odd) -> list[Problem]:
+    return [("$.fps", "expected less than 100")] if settings.fps == 100 else []
+
+
+class Site:
+    """A module's side of being steered, a loop that tests turn, and those who steer it."""
+
+    def __init__(self, folder: Path, broker: MemoryBroker, deployed: Odd) -> None:
+        self.bus = MemoryBus(broker)
+        self.far = MemoryBus(broker)
+        self.reports: list[Reported] = []
         self.answers: list[Answer] = []
-        self.done: list[str] = []
-        self.may = threading.Event()
-        self.may.set()
-        self.host = Host(ModuleSettings(site="test", module="odd", state=str(folder)), "odd", self.bus)
-        self.bus.subscribe(ANSWERS, self.answers.append)
-        self.host.remote.answer("ping", Ping, self._ping)
-        self.host.remote.start()
+        self.inventories: list[Inventory] = []
+        self.far.subscribe(REPORTED, self.reports.append)
+        self.far.subscribe(ANSWERS, self.answers.append)
+        self.far.subscribe(INVENTORY, self.inventories.append)
+        self.remote = Remote(self.bus, "odd", Adjuster(deployed, folder / "desired.json", check))
+        self.applied: list[Odd] = []
+        self.remote.start()
 
-    def _ping(self, asked: Ping) -> dict[str, str]:
-        self.may.wait(30)
-        self.done.append(asked.module or "")
-        if asked.module == "refuse":
-            raise Refused(403, "not this one")
-        if asked.module == "fail":
-            raise RuntimeError("rtsp://u:kanarie@cam is down")
-        return {"module": asked.module or ""}
+    def desire(self, version: str, module: str = "odd", **patch: Any) -> None:
+        message = Desired(module=module, version=version, digest=digest(patch), patch=patch)
+        self.far.publish(DESIRED, message, "odd")
 
-    def command(self, number: str, module: str | None = None, **changes: object) -> None:
-        given = {"name": "ping", "arguments": {"module": module}, "timeout_s": 20.0, **changes}
-        self.bus.publish(COMMANDS, Command(module="odd", id=number, **given), "odd")
+    def command(self, name: str, number: int = 1, timeout_s: float = 5, **arguments: Any) -> None:
+        self.far.publish(
+            COMMANDS,
+            Command(module="odd", id=f"c{number}", name=name, arguments=arguments, timeout_s=timeout_s),
+            "odd",
+        )
+
+    def turn(self) -> None:
+        self.remote.adjust(self.applied.append)
+
+    def turns(self, report: tuple[str, str]) -> Reported:
+        """Turn the loop until this was reported."""
+
+        def said() -> bool:
+            self.turn()
+            return self.said == report
+
+        eventually(said)
+        return self.reports[-1]
+
+    @property
+    def said(self) -> tuple[str, str]:
+        return (self.reports[-1].version, self.reports[-1].state) if self.reports else ("", "")
 
 
 @pytest.fixture
-def module(tmp_path: Path) -> Iterator[Module]:
-    module = Module(tmp_path)
-    yield module
-    module.may.set()
-    module.host.remote.stop()
-    module.host.tally.close()
+def deployed() -> Odd:
+    return Odd(site="test", module="odd", state="x")
 
 
-def said(module: Module) -> list[tuple[str, int]]:
-    return [(answer.id, answer.status) for answer in module.answers]
+@pytest.fixture
+def site(tmp_path: Path, deployed: Odd) -> Iterator[Site]:
+    made = Site(tmp_path, MemoryBroker(), deployed)
+    yield made
+    made.remote.stop(5)
 
 
-def test_commands_are_answered_with_their_id(module):
-    module.command("1", "a")
-    module.command("2", "refuse")
-    module.command("3", "fail")
-    module.command("4", "a b")
-    module.command("5", name="dance")
-    eventually(lambda: len(module.answers) == 5)
-    assert said(module) == [("1", 200), ("2", 403), ("3", 500), ("4", 400), ("5", 404)]
-    assert module.answers[0].body == {"module": "a"}
-    assert module.answers[1].body == {"error": "not this one"}
-    assert module.answers[2].body == {"error": "RuntimeError: rtsp://cam is down"}
+class TestDesired:
+    def test_the_loop_applies_what_is_desired_and_then_it_is_said(self, site):
+        site.desire("1", fps=5)
+        assert site.turns(("1", "applied")).digest == digest({"fps": 5})
+        assert [settings.fps for settings in site.applied] == [5]
+        site.turn()
+        assert len(site.applied) == 1
+
+    def test_nothing_is_said_before_the_loop_has_applied_it(self, site):
+        eventually(lambda: site.inventories)
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        site.desire("2", fps=6)
+        known = len(site.inventories)
+        site.bus.disconnect()
+        site.bus.reconnect()  # whatever else there is to do, the first is still in the loop's hands
+        eventually(lambda: len(site.inventories) > known)
+        assert site.reports == []
+        site.turn()
+        eventually(lambda: site.said == ("1", "applied"))
+        site.turns(("2", "applied"))
+        assert [settings.fps for settings in site.applied] == [5, 6]
+
+    def test_of_a_flood_the_newest_counts_and_the_loop_sees_few(self, site):
+        for n in range(1, 1001):
+            site.desire(str(n), fps=n % 90 + 1)
+        site.turns(("1000", "applied"))
+        assert site.applied[-1].fps == 1000 % 90 + 1
+        assert len(site.applied) <= 3
+        assert [int(r.version) for r in site.reports] == sorted(int(r.version) for r in site.reports)
+
+    def test_a_flood_while_the_loop_turns_ends_with_the_newest(self, site):
+        over = threading.Event()
+        loop = threading.Thread(target=lambda: [site.turn() for _ in iter(over.is_set, True)])
+        loop.start()
+        try:
+            for n in range(1, 1001):
+                site.desire(str(n), fps=n % 90 + 1)
+            eventually(lambda: site.said == ("1000", "applied"))
+        finally:
+            over.set()
+            loop.join()
+        assert site.applied[-1].fps == site.remote.settings.fps == 1000 % 90 + 1
+
+    def test_what_is_for_another_module_is_not_ours(self, site):
+        site.desire("1", module="other", fps=5)
+        site.desire("2", fps=6)
+        site.turns(("2", "applied"))
+        assert [settings.fps for settings in site.applied] == [6]
+
+    def test_what_will_not_do_is_refused_without_asking_the_loop(self, site):
+        site.desire("1", fps=100)
+        eventually(lambda: site.said == ("1", "refused"))
+        assert site.reports[-1].errors == ("modules.odd.fps: expected less than 100",)
+        site.turn()
+        assert site.applied == []
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (ConfigError(["one", "two"]), ("one", "two")),
+            (Unavailable("disk: full"), ("disk: full",)),
+            (ZeroDivisionError("division by zero"), ("internal: ZeroDivisionError: division by zero",)),
+        ],
+    )
+    def test_what_the_loop_cannot_apply_is_refused_and_the_next_is_applied(self, site, error, said):
+        def refuse(_: Odd) -> None:
+            raise error
+
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        site.remote.adjust(refuse)
+        eventually(lambda: site.said == ("1", "refused"))
+        assert site.reports[-1].errors == said
+        assert site.remote.settings.fps == 1
+        site.desire("2", fps=6)
+        site.turns(("2", "applied"))
+
+    def test_what_waits_for_a_restart_is_said_at_once(self, site):
+        site.desire("1", model="b")
+        eventually(lambda: site.said == ("1", "applied"))
+        assert site.reports[-1].restart == ("model",)
+        assert site.applied == []
+
+    def test_watchers_see_every_change_after_it_counts(self, site):
+        seen: list[int] = []
+        site.remote.watch(lambda settings: seen.append(settings.fps))
+        site.desire("1", fps=5)
+        site.turns(("1", "applied"))
+        assert seen[-1] == 5
+
+    def test_a_broker_that_forgot_everything_is_told_again(self, site):
+        site.desire("1", fps=5)
+        site.turns(("1", "applied"))
+        known, said = len(site.inventories), len(site.reports)
+        site.bus.disconnect()
+        site.bus.reconnect()
+        eventually(lambda: len(site.inventories) > known and len(site.reports) > said)
+        assert site.said == ("1", "applied")
+
+    def test_after_a_restart_it_is_said_without_being_asked(self, site, tmp_path, deployed):
+        site.desire("1", fps=5)
+        site.turns(("1", "applied"))
+        site.remote.stop(5)
+        again = Site(tmp_path, MemoryBroker(), deployed)
+        eventually(lambda: again.said == ("1", "applied"))
+        assert again.remote.settings.fps == 5
+        again.remote.stop(5)
+
+    def test_a_trial_is_said_to_be_good_when_the_module_is_ready(self, site, tmp_path, deployed):
+        site.desire("1", model="b")
+        eventually(lambda: site.said == ("1", "applied"))
+        site.remote.stop(5)
+        again = Site(tmp_path, MemoryBroker(), deployed)
+        again.desire("1", model="b")  # the broker repeats it
+        eventually(lambda: again.inventories)
+        assert again.reports == []
+        again.remote.ready()
+        eventually(lambda: again.said == ("1", "applied"))
+        assert again.reports[-1].restart == ()
+        again.remote.stop(5)
 
 
-def test_command_that_nobody_waits_for_any_more_is_not_carried_out(module):
-    module.may.clear()
-    module.command("slow", "slow")
-    eventually(lambda: not module.host.remote._commands)
-    module.command("late", "late", timeout_s=0.001)
-    module.command("next", "next")
-    with capture_logs() as logs:
-        threading.Timer(0.05, module.may.set).start()
-        eventually(lambda: len(module.answers) == 2)
-    assert module.done == ["slow", "next"]
-    assert "command.overdue" in [entry["event"] for entry in logs]
+class TestCommands:
+    def test_a_command_is_answered_with_its_id(self, site):
+        site.remote.answer("ping", Ping, lambda asked: {"asked": asked.module})
+        site.command("ping", 7, module="odd")
+        eventually(lambda: site.answers)
+        assert site.answers == [Answer(module="odd", id="c7", status=200, body={"asked": "odd"})]
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "status", "error"),
+        [
+            ("nothing", {}, 404, "odd has no such command (known: ping, restart)"),
+            ("__init__", {}, 404, "odd has no such command"),
+            ("", {}, 404, "odd has no such command"),
+            ("restart", {}, 400, "restart: $.module: expected a name"),
+            ("restart", {"module": "a/b"}, 400, "restart: $.module: expected a name"),
+            ("ping", {"more": 1}, 400, "unknown key"),
+            ("ping", {"module": 10**400}, 400, "expected"),
+        ],
+    )
+    def test_a_command_that_makes_no_sense_is_answered_with_why(self, site, name, arguments, status, error):
+        site.remote.answer("ping", Ping, lambda _: {})
+        site.remote.answer("restart", Restart, lambda _: {})
+        site.command(name, **arguments)
+        eventually(lambda: site.answers)
+        assert site.answers[0].status == status
+        assert error in site.answers[0].body["error"]
+
+    def test_what_is_refused_and_what_fails_is_answered_too(self, site):
+        def refuse(_: Ping) -> dict[str, Any]:
+            raise Refused(403, "not allowed")
+
+        site.remote.answer("refuse", Ping, refuse)
+        site.remote.answer("fail", Ping, lambda _: {"never": 1 / 0})
+        site.command("refuse", 1)
+        site.command("fail", 2)
+        eventually(lambda: len(site.answers) == 2)
+        assert [(a.status, a.body["error"]) for a in site.answers] == [
+            (403, "not allowed"),
+            (500, "ZeroDivisionError: division by zero"),
+        ]
+
+    def test_too_many_commands_are_answered_at_once_with_429(self, site):
+        let_go = threading.Event()
+        site.remote.answer("slow", Ping, lambda _: {"waited": let_go.wait(10)})
+        for number in range(20):
+            site.command("slow", number)
+        eventually(lambda: len(site.answers) >= 11)
+        assert {a.status for a in site.answers} == {429}
+        let_go.set()
+        eventually(lambda: len(site.answers) == 20)
+        assert sum(a.status == 200 for a in site.answers) in (8, 9)
+        assert len({a.id for a in site.answers}) == 20
+
+    def test_settings_do_not_wait_for_a_slow_command(self, site):
+        let_go = threading.Event()
+        site.remote.answer("slow", Ping, lambda _: {"waited": let_go.wait(10)})
+        site.command("slow")
+        site.desire("1", fps=5)
+        site.turns(("1", "applied"))
+        assert site.answers == []
+        let_go.set()
+        eventually(lambda: site.answers)
+
+    def test_a_command_that_nobody_waits_for_any_more_is_not_carried_out(self, site):
+        let_go, done = threading.Event(), []
+        site.remote.answer("slow", Ping, lambda _: {"waited": let_go.wait(10)})
+        site.remote.answer("quick", Ping, lambda _: {"done": done.append(1)})
+        site.command("slow", 1)
+        site.command("quick", 2, timeout_s=0.001)
+        site.command("quick", 3)
+        time.sleep(0.01)
+        let_go.set()
+        eventually(lambda: {a.id for a in site.answers} == {"c1", "c3"})
+        assert done == [1]
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            b"", b"{", b"null", b'{"module": "odd"}', b'{"module":"odd","id":"","name":"ping","timeout_s":1}',
+            b'{"module":"odd","id":"' + b"x" * 65 + b'","name":"ping","timeout_s":1}',
+            b'{"module":"odd","id":"1","name":"ping","timeout_s":1e9}',
+            b'{"module":"odd","id":"1","name":"ping","timeout_s":1,"arguments":[]}',
+            b'{"module":"other","id":"1","name":"ping","timeout_s":1}',
+            b'{"module":"odd","id":"1","name":"ping","timeout_s":1,"arguments":'
+            + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+            b" " * 300_000 + b'{"module":"odd","id":"1","name":"ping","timeout_s":1}',
+        ],
+    )  # fmt: skip
+    def test_a_message_that_is_no_command_of_ours_is_dropped_and_the_next_one_answered(self, site, payload):
+        site.remote.answer("ping", Ping, lambda _: {})
+        site.far.broker.publish(COMMANDS.topic("test", "odd"), payload)
+        site.command("ping", 2)
+        eventually(lambda: site.answers)
+        assert [a.id for a in site.answers] == ["c2"]
+
+    def test_a_body_that_cannot_be_sent_does_not_end_the_answering(self, site):
+        site.remote.answer("odd", Ping, lambda _: {"body": object()})
+        site.remote.answer("ping", Ping, lambda _: {})
+        site.command("odd", 1)
+        site.command("ping", 2)
+        eventually(lambda: len(site.answers) == 2)
+        assert [(a.id, a.status) for a in site.answers] == [("c1", 500), ("c2", 200)]
+
+    def test_a_body_that_is_too_large_is_answered_with_that(self, site):
+        site.remote.answer("large", Ping, lambda _: {"body": "x" * 2 * ANSWERS.max_bytes})
+        site.command("large")
+        eventually(lambda: site.answers)
+        assert (site.answers[0].status, site.answers[0].body) == (
+            500,
+            {"error": f"the answer is larger than {ANSWERS.max_bytes} bytes"},
+        )
 
 
-def test_no_more_than_8_wait(module):
-    module.may.clear()
-    module.command("0")
-    eventually(lambda: not module.host.remote._commands)
-    for n in range(1, 12):
-        module.command(str(n))
-    assert said(module) == [("9", 429), ("10", 429), ("11", 429)]
-    module.may.set()
-    eventually(lambda: len(module.answers) == 12)
-    assert [number for number, status in said(module)[3:]] == [str(n) for n in range(9)]
+class TestInventory:
+    def test_it_says_what_the_module_is_and_runs_on(self, site):
+        eventually(lambda: site.inventories)
+        said = site.inventories[-1]
+        assert (said.module, said.kind) == ("odd", "odd")
+        assert said.settings["fps"] == 1
+        assert said.device.cores > 0
+        assert said.device.memory_mb > 0
 
+    def test_logins_are_taken_out_wherever_they_are(self, tmp_path, deployed):
+        secret = msgspec.structs.replace(
+            deployed, url="rtsp://me:s3cret@host/1", cameras=({"url": "http://you:p@s3cret@host:80/x"},)
+        )
+        site = Site(tmp_path, MemoryBroker(), secret)
+        eventually(lambda: site.inventories)
+        assert b"s3cret" not in msgspec.json.encode(site.inventories[-1])
+        assert site.inventories[-1].settings["url"] == "rtsp://host/1"
+        site.remote.stop(5)
 
-def test_commands_of_others_are_let_be(module):
-    module.bus.publish(COMMANDS, Command(module="other", id="1", name="ping", timeout_s=5), "odd")
-    module.command("2")
-    eventually(lambda: module.answers)
-    assert said(module) == [("2", 200)]
+    def test_settings_in_it_are_those_deployed(self, site):
+        site.desire("1", fps=5)
+        site.turns(("1", "applied"))
+        site.remote.describe(runtimes={"onnxruntime": "1.0"})
+        eventually(lambda: site.inventories[-1].runtimes)
+        assert site.inventories[-1].settings["fps"] == 1
+
+    def test_what_is_left_out_of_a_description_stays(self, site):
+        model = ModelInUse(model="a@1", digest="0", runtime="onnxruntime/cpu")
+        site.remote.describe(runtimes={"onnxruntime": "1.0"})
+        site.remote.describe(models=(model,))
+        eventually(lambda: site.inventories and site.inventories[-1].models == (model,))
+        assert site.inventories[-1].runtimes == {"onnxruntime": "1.0"}
