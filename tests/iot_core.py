@@ -41,6 +41,7 @@ class IotCore:
         reject: template or operation to the answer that says no.
         made: ownership tokens of the certificates that were made.
         registered: what things were made of.
+        raw: topic to the bytes that it is answered with, whatever was asked.
         answers: of commands.
         on_create: called when a certificate is asked for, before it is made.
     """
@@ -56,6 +57,7 @@ class IotCore:
         self.answers: list[dict[str, Any]] = []
         self.on_create: Callable[[], None] = lambda: None
         self.mute: set[str] = set()
+        self.raw: dict[str, bytes] = {}
         self._port = port
         self.signer = signer
         self._subscribed = 0
@@ -100,6 +102,9 @@ class IotCore:
             self.answers.append(json.loads(payload))
             return
         self.asked.append(topic)
+        if topic in self.raw:
+            self.say(f"{topic}/accepted", self.raw[topic])
+            return
         if self.silent or any(topic.endswith(end) for end in self.mute):
             return
         try:

@@ -209,14 +209,9 @@ def test_a_certificate_that_is_not_one_is_no_identity(core, make, tmp_path) -> N
 
 @pytest.mark.parametrize("payload", [b"{no", b"[]", b'{"certificatePem": 5}', b"{" * 50_000])
 def test_an_answer_that_is_none_is_said_and_not_shown(core, make, payload) -> None:
-    core.mute.add("create/json")
-    core.on_create = lambda: None
-    link = make()
-    timer = threading.Timer(0.3, lambda: core.say("$aws/certificates/create/json/accepted", payload))
-    timer.start()
+    core.raw["$aws/certificates/create/json"] = payload
     with pytest.raises(LinkDown, match="expected an answer, got something else"):
-        link.open()
-    timer.join()
+        make().open()
 
 
 def test_wrong_claims_are_named(core, make, keys) -> None:
@@ -236,9 +231,16 @@ def test_provisioning_ends_when_the_process_stops_and_when_the_far_end_is_frozen
         return AwsLink(settings, "here", "link", stop, state=tmp_path / "state")
 
     core.silent = True
-    threading.Timer(0.3, stop.set).start()
+
+    def stop_once_asked() -> None:
+        eventually(lambda: core.asked)
+        stop.set()
+
+    stopper = threading.Thread(target=stop_once_asked)
+    stopper.start()
     with pytest.raises(LinkDown, match="stopping"):
         link(100.0).open()
+    stopper.join()
     stop.clear()
     (tmp_path / "state" / "aws" / "provisioning.json").unlink()
     broker.freeze()
