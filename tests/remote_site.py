@@ -177,4 +177,5 @@ class RemoteSite:
         self.until(
             lambda: all(self.state(name) in {"ready", "degraded"} for name in self.supervisor.children)
         )
-        self.until(lambda: "remote/reported" in "".join(topic for topic, _ in list(self.operator.heard)))
+        # A request that comes before the link has subscribed is nobody's.
+        self.until(lambda: self.operator.patient("ping", meanwhile=self.tend))

@@ -118,7 +118,7 @@ def test_restart_of_the_uplink_is_answered_before_it_ends(site):
     site.until(lambda: child.process is not None and child.process.pid != before)
     assert child.exits[exits:] == [75]
     site.until(lambda: site.operator.retained("/status/uplink").get("pid") == site.pid("uplink"))
-    site.until(lambda: site.operator.retained("/status/uplink").get("state") == "ready")
+    site.until(lambda: site.operator.patient("ping", meanwhile=site.tend))
 
 
 def test_module_that_is_killed_meanwhile_is_named(site):
@@ -147,6 +147,9 @@ def files_of(content: bytes) -> dict[str, bytes]:
 
 
 def test_diagnostics_hold_logs_counts_and_settings_of_every_module(site):
+    site.until(lambda: site.ask("snapshot", camera="hall")[0] == 200)
+    heard, before = site.operator.heard, len(site.operator.heard)
+    site.until(lambda: any(t.endswith("/metrics/capture") and b"=gate" in p for t, p in heard[before:]))
     status, body = site.ask("diagnostics", lines=50)
     assert (status, body["modules"], body["missing"]) == (200, ["capture", "uplink"], {})
     content = base64.b64decode(body["content"])
