@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -211,6 +212,36 @@ def test_stopping_ends_every_wait(hub, connect) -> None:
         link.finish()
     with pytest.raises(LinkDown, match="stopping"):
         link.open()
+
+
+def test_a_link_that_was_closed_says_so(hub, connect) -> None:
+    link = connect(hub)
+    link.open()
+    link.close()
+    with pytest.raises(LinkDown, match=r"127\.77\.\S+: the link is closed"):
+        link.finish(0)
+    with pytest.raises(LinkDown, match="the link is closed"):
+        link.report({}, 1)
+
+
+def test_an_end_of_tls_is_an_end_of_the_connection_to_paho(hub, connect) -> None:
+    """paho 1.6.1 would lose its thread over it, and nobody would hear of it."""
+    link = connect(hub, timeout_s=60.0)
+    link.open()
+    paho = azure_client._transport(link._connection._pipeline)._mqtt_client
+    sock = paho._sock
+
+    class Ended:
+        def __getattr__(self, name: str) -> object:
+            return getattr(sock, name)
+
+        def send(self, _data: object) -> int:
+            raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+
+    paho._sock = Ended()
+    link.start(records(1, 5))
+    with pytest.raises(LinkDown, match=r"connection lost|Unexpected disconnection|cancelled"):
+        eventually(lambda: link.finish(0.1))
 
 
 # Tokens

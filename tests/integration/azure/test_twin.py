@@ -205,3 +205,22 @@ def test_an_answer_that_comes_after_the_connection_is_lost_is_dropped(hub, link,
     request.reply(200, b"{}")
     link.open()
     link.send(records(1, 1))
+
+
+def test_a_last_change_that_was_lost_is_found_out_in_time(hub, connect, downlink, monkeypatch) -> None:
+    monkeypatch.setattr("skerry.uplink.links.azure._TWIN_EVERY_S", 0.5)
+    link = connect(hub, downlink=downlink)
+    link.open()
+    proposal(downlink, 1)
+    hub.set_desired({"late": 1}, told=False)
+    eventually(lambda: not link.finish(0.05) and bool(downlink.take(0.01)[0]))
+
+
+def test_a_twin_that_is_not_told_is_a_trouble_until_it_is(hub, connect, downlink) -> None:
+    hub.answers_twin = False
+    link = connect(hub, downlink=downlink, timeout_s=0.5)
+    link.open()
+    assert link.trouble == ""
+    eventually(lambda: not link.finish(0.05) and "the twin was not told within 0.5 s" in link.trouble)
+    hub.answers_twin = True
+    eventually(lambda: not link.finish(0.05) and not link.trouble)

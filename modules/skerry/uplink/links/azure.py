@@ -55,6 +55,8 @@ _TWIN_BYTES = 32 * 1024
 """Of the desired state, and of a change of the reported one."""
 _DOCUMENT_BYTES = 64 * 1024
 """Of a desired state that is looked at."""
+_TWIN_EVERY_S = 3600.0
+"""The whole twin is asked for again: a change that was lost leaves no hole when it was the last."""
 _ANSWER_BYTES = 120 * 1024
 _FAILED = 500
 
@@ -131,6 +133,12 @@ class AzureLink(Link):
         self._lost_at: float | None = None
         self._twin = Twin()
         self._asked_at: float | None = None
+        self._answered = True
+        self._trouble = ""
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
 
     def open(self) -> None:
         self.close()
@@ -145,7 +153,7 @@ class AzureLink(Link):
             self._heard, self._connection = heard, connection
             self._under_way = deque()
             self._lost_at = None
-            self._twin, self._asked_at = Twin(), None
+            self._twin, self._asked_at, self._answered = Twin(), None, True
         try:
             self._wait(lambda: heard.up, deadline, f"did not connect within {patience_s:g} s")
             if self._downlink is not None:
@@ -249,7 +257,7 @@ class AzureLink(Link):
         if isinstance(lost, LinkDown):
             return str(lost)
         if lost is None or isinstance(lost, Closed):
-            return f"{self._where}: {lost or 'the link is closed'}"
+            return f"{self._where}: {str(lost or '') or 'the link is closed'}"
         return f"{self._where}: {explain(lost, self._where, self._identity.trust, self._identity.proof)}"
 
     def _wait(
@@ -358,32 +366,38 @@ class AzureLink(Link):
         self._wait(lambda: len(over) == len(FEATURES) or any(over), deadline, late)
         for error in over:
             if error is not None:
-                raise LinkDown(f"{self._where}: subscription refused: {error}")
+                raise LinkDown(f"{self._where}: not subscribed: {error}")
 
     def _steer(self) -> None:
         """Ask for the whole twin where it is wanted, and again when no answer comes."""
         connection = self._connection
         if self._downlink is None or connection is None:
             return
+        timeout_s = self._settings.timeout_s
         with self._heard.changed:
-            asked, wanted = self._asked_at, self._twin.wanted
-        if wanted and (asked is None or time.monotonic() - asked > self._settings.timeout_s):
+            since_s = math.inf if self._asked_at is None else time.monotonic() - self._asked_at
+            if not self._answered and timeout_s < since_s < math.inf:
+                self._trouble = f"{self._where}: the twin was not told within {timeout_s:g} s (asking again)"
+            due = since_s > (timeout_s if self._twin.wanted or not self._answered else _TWIN_EVERY_S)
+        if due:
             self._ask(connection)
 
     def _ask(self, connection: Connection) -> None:
         heard = self._heard
         with heard.changed:
-            self._asked_at = time.monotonic()
+            self._asked_at, self._answered = time.monotonic(), False
         connection.get_twin(partial(self._on_twin, heard))
 
     def _on_twin(self, heard: Heard, twin: Any, error: Exception | None) -> None:
         if error is not None:
             if heard.lost is None:
+                self._trouble = f"{heard.host}: the twin cannot be read: {error}"
                 log.warning("twin.not_read", host=heard.host, error=str(error))
             return
         with heard.changed:
             if heard is not self._heard:
                 return
+            self._answered, self._trouble = True, ""
             found = self._put(lambda: self._twin.whole(twin))
             if self._twin.wanted:
                 self._asked_at = None  # a newer one was heard of: at once

@@ -291,6 +291,7 @@ class Connection:
             # No timers for what has a deadline of ours, and no second attempts.
             for name in ("timeout_intervals", "retry_intervals"):
                 getattr(stage, name, {}).clear()
+        _mend(_transport(pipeline)._mqtt_client)
         pipeline.on_connected = self._on_connected
         pipeline.on_disconnected = self._on_disconnected
         pipeline.on_background_exception = self._on_background
@@ -406,6 +407,23 @@ def _cut(pipeline: Any) -> None:
         sock = paho.socket()
         if sock is not None:
             sock.shutdown(socket.SHUT_RDWR)
+
+
+def _mend(paho: Any) -> None:
+    """Let an end of TLS end the connection: paho 1.6.1 would lose its thread over it, and say nothing."""
+
+    def guarded(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def guard(argument: Any) -> Any:
+            try:
+                return call(argument)
+            except BlockingIOError:
+                raise  # nothing to do just now
+            except OSError as error:
+                raise ConnectionResetError(str(error)) from error
+
+        return guard
+
+    paho._sock_send, paho._sock_recv = guarded(paho._sock_send), guarded(paho._sock_recv)
 
 
 def _told(done: Done) -> Callable[..., None]:
