@@ -107,7 +107,7 @@ def test_asyncapi_names_every_channel_with_its_bindings(documents):
 def checkout(tmp_path):
     """A copy of what is generated, and of what generates it."""
     shutil.copytree(needs.ROOT / "docs" / "schemas", tmp_path / "docs" / "schemas")
-    for name in ("messages.md", "rules.md", "asyncapi.json"):
+    for name in ("messages.md", "rules.md", "adjustable.md", "asyncapi.json"):
         shutil.copy(needs.ROOT / "docs" / name, tmp_path / "docs")
     (tmp_path / "scripts").mkdir()
     shutil.copy(needs.ROOT / "scripts" / "generate", tmp_path / "scripts")
