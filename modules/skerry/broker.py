@@ -28,6 +28,24 @@ from skerry.errors import ConfigError, Unavailable
 Kind = Literal["mosquitto", "amqtt"]
 
 HOST = "127.0.0.1"
+MOSQUITTO_LIMITS = """\
+persistence false
+set_tcp_nodelay true
+# The buffer acknowledges when its disk has the events: here is room for the windows of two producers in
+# four lanes (500 each). The default of 20 would let one slow round trip hold back everything behind it.
+max_inflight_messages 4000
+max_queued_messages 10000
+max_queued_bytes 67108864
+# Twice the largest message of any channel.
+message_size_limit 8388608
+sys_interval 0
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+"""
+"""What every Mosquitto of ours is told, wherever it runs. Nothing is on its disk: what is retained is
+published again by its owner after a reconnect, and no promise rests on the broker (`Accepted`)."""
 _STOP_S = 1.5
 _SBIN = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"  # Debian installs it where users do not look
 _CONNECT = bytes.fromhex("100c 0004 4d515454 04 02 0005 0000")  # MQTT 3.1.1, clean session, 5 s, no id
@@ -141,21 +159,7 @@ def mosquitto_configuration(port: int) -> str:
 user root
 listener {port} {HOST}
 allow_anonymous true
-persistence false
-set_tcp_nodelay true
-# The buffer acknowledges when its disk has the events: here is room for the windows of two producers in
-# four lanes (500 each). The default of 20 would let one slow round trip hold back everything behind it.
-max_inflight_messages 4000
-max_queued_messages 10000
-max_queued_bytes 67108864
-# Twice the largest message of any channel.
-message_size_limit 8388608
-sys_interval 0
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-"""
+{MOSQUITTO_LIMITS}"""
 
 
 def free_port() -> int:

@@ -31,6 +31,10 @@ _MESSAGES_INTRO = """\
 JSON Schemas are in [schemas](schemas), the whole bus as AsyncAPI 3.0 in [asyncapi.json](asyncapi.json).
 Watch it live: `mosquitto_sub -p PORT -v -t 'skerry/#'`. A payload has at most {bound} where no other
 bound is given; what is larger, or does not fit its type, is counted, logged with its topic, and dropped.
+
+A module writes and reads under keys that are its own: its name, its link, its cameras. The other end of such
+a channel (the buffer of `events`, the uplink of `status` and all that follows) has it for every module.
+Screens and operators read everything. On a [secured bus](bus-security.md) the broker holds everybody to it.
 """
 _RULES_INTRO = """\
 A rule is an entry under `rules:` of the site file; `kind` says which. Durations are seconds of capture
@@ -189,11 +193,23 @@ def _channel_table() -> str:
             str(c.qos),
             "yes" if c.retain else "",
             _size(c.max_bytes) if c.max_bytes != channels.MAX_PAYLOAD else "",
+            _parties(c.writers),
+            _parties(c.readers),
             c.doc,
         )
         for c in CHANNELS
     ]
-    return _table(("channel", "topic", "message", "QoS", "retained", "at most", "what"), rows)
+    head = ("channel", "topic", "message", "QoS", "retained", "at most", "written by", "read by", "what")
+    return _table(head, rows)
+
+
+def _parties(parties: channels.Parties) -> str:
+    """Who, and of whom where it is neither their own nor everybody's."""
+    if tuple(parties) == channels.KINDS and set(parties.values()) == {"own"}:
+        return "each module"
+    return ", ".join(
+        kind if whose in ("own", "every") else f"{kind} (of {whose})" for kind, whose in parties.items()
+    )
 
 
 def _field_table(struct: Struct, without: set[str] | None = None) -> str:

@@ -7,16 +7,20 @@ from typing import Any
 
 import msgspec
 
+from skerry import channels
 from skerry.buffer.settings import BufferSettings
 from skerry.capture.settings import CaptureSettings
 from skerry.decision.settings import DecisionSettings
 from skerry.deploy.site import Site, SiteBuffer
 from skerry.inference.settings import InferenceSettings
-from skerry.settings import BusSettings, ModuleSettings
+from skerry.settings import BusSettings, ModuleSettings, TlsSettings
 from skerry.uplink.settings import FileLink, UplinkSettings
 
-KINDS = ("capture", "inference", "decision", "buffer", "uplink")
+KINDS = channels.KINDS
 """In the order of the data's flow, which is the order of draining."""
+
+CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
+"""As Kubernetes names what is in a secret of type `kubernetes.io/tls`."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +33,19 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     log: str = "json"
     cache: str = ""
     """Folder that remembers what was measured on this device; empty: inside the state folder."""
+    certificates: str = ""
+    """Folder of a module's `ca.crt`, `tls.crt` and `tls.key` as the module sees it; `{module}` stands for its
+    name (see `skerry certs`). Empty: whatever `bus` says, the same for all."""
+
+    def bus_of(self, module: str) -> BusSettings:
+        """The bus as one module meets it: with a certificate of its own, where there are such."""
+        if not self.certificates:
+            return self.bus
+        folder = Path(self.certificates.replace("{module}", module))
+        tls = TlsSettings(
+            ca=str(folder / CA_FILE), certificate=str(folder / CERTIFICATE_FILE), key=str(folder / KEY_FILE)
+        )
+        return msgspec.structs.replace(self.bus, tls=tls)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +82,7 @@ def plan(site: Site, place: Place) -> Plan:
         return {
             "site": site.site,
             "module": module,
-            "bus": place.bus,
+            "bus": place.bus_of(module),
             "state": str(Path(place.state) / module),
             "log": place.log,
             "log_level": site.log_level,
