@@ -1,10 +1,12 @@
 """The way down of the AWS link: a named shadow and commands, on a Mosquitto with their services."""
 
+import gc
 import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -479,6 +481,44 @@ def test_a_link_without_a_downlink_subscribes_to_nothing(peer, keys) -> None:
     assert not link.steered
     assert peer.subscribed == []
     link.close()
+
+
+def test_fifty_connections_leave_nothing_behind(peer, make) -> None:
+    """Each holds what holds it: the client its handlers, and they the client."""
+    link = make(port=peer.port)
+
+    def once() -> None:
+        listening(link)
+        link.send(records(1, 1))
+        link.close()
+
+    for _ in range(15):
+        once()
+    gc.collect()
+    threads, held = things()
+    for _ in range(50):
+        once()
+    gc.collect()
+    assert things()[0] <= threads
+    assert things()[1] <= held
+    clients = [one for one in gc.get_objects() if type(one).__name__ == "Steering"]
+    assert len(clients) <= 1
+
+
+def things() -> tuple[int, int]:
+    """Threads and open files of this process."""
+    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_the_end_of_an_old_connection_is_not_taken_for_that_of_the_new_one(peer, make) -> None:
+    link = listening(make(port=peer.port))
+    old = link._heard
+    link.open()
+    steering = link._steering
+    steering._under_way = "shadow"
+    old.on_disconnection(SimpleNamespace(disconnect_packet=None, exception="late"))
+    assert steering._under_way == "shadow"
+    assert not link._known.hung_up.get("shadow")
 
 
 # The thing, and its files

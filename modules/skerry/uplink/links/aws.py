@@ -152,12 +152,12 @@ class AwsLink(Link):
         assert credentials is not None
         deadline = time.monotonic() + patience_s
         who, self._version = credentials.get(), credentials.version
-        heard = self._heard = Heard(self._on_message, self._on_end)
+        heard = self._heard = Heard()
         try:
             self._client = self._sdk.client(
                 self._settings, who, self._id, heard, patience_s, paced=self._paced
             )
-            self._steering = self._make_steering()
+            self._steering = self._make_steering(heard)
             self._client.start()
             self._wait_up(heard, deadline, patience_s)
             if self._steering is not None:
@@ -275,7 +275,7 @@ class AwsLink(Link):
         self._credentials.get()
         return "tls: the files have changed" if self._credentials.version != self._version else ""
 
-    def _make_steering(self) -> Steering | None:
+    def _make_steering(self, heard: Heard) -> Steering | None:
         if not self.steered or self._downlink is None or self._device is None:
             return None
         client, sdk, settings = self._client, self._sdk, self._settings
@@ -285,20 +285,12 @@ class AwsLink(Link):
             lambda topic, payload: sdk.say(client, topic, payload),
         )
         prefix = f"$aws/things/{thing}/shadow/name/{settings.shadow}" if settings.shadow else ""
-        return Steering(
+        steering = Steering(
             pipe, self._known, self._downlink, prefix=prefix, remote=self._remote,
             token=f"skerry-{time.monotonic_ns():x}",
         )  # fmt: skip
-
-    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
-        steering = self._steering
-        if steering is not None:
-            steering.message(topic, payload, retained=retained)
-
-    def _on_end(self) -> None:
-        steering = self._steering
-        if steering is not None:
-            steering.lost()
+        heard.tell(steering)
+        return steering
 
     def _check(self, now: float) -> None:
         """Whether what is under way may still be confirmed.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from skerry.batches import CONTENT_TYPE
 from skerry.errors import ConfigError
@@ -27,8 +28,14 @@ _TOO_LARGE = 149
 """Packet too large. MQTT 5.0, section 3.14.2.1."""
 
 
-Message = Callable[[str, bytes, bool], None]
-"""Takes topic, payload, and whether it was retained."""
+class Told(Protocol):
+    """Who is told of what comes down a connection; on the client's thread."""
+
+    def message(self, topic: str, payload: bytes, *, retained: bool) -> None:
+        """Something came."""
+
+    def lost(self) -> None:
+        """The connection is no more, or never was."""
 
 
 class Identity(NamedTuple):
@@ -67,21 +74,20 @@ class Heard:
         lost: why the connection is no more, or never was; "" as long as it may be.
         too_large: the far end hung up over the size of a message.
         stopped: the client is at rest.
-
-    Args:
-        message: what to do with a message; on the client's thread.
-        ended: called when the connection is lost, or never was.
     """
 
-    def __init__(self, message: Message = lambda *_: None, ended: Callable[[], None] = lambda: None) -> None:
-        self._message = message
-        self._ended = ended
+    def __init__(self) -> None:
+        self._told: weakref.ref[Told] | None = None
         self.changed = threading.Condition()
         self.up = False
         self.refused = False
         self.lost = ""
         self.too_large = False
         self.stopped = False
+
+    def tell(self, told: Told) -> None:
+        """Whom to tell. Not kept alive: it holds the client, which holds us, where no collector looks."""
+        self._told = weakref.ref(told)
 
     def lose(self, why: str) -> None:
         """The connection is no more; the first reason counts."""
@@ -92,7 +98,9 @@ class Heard:
     def on_message(self, data: Any) -> None:
         """A message came."""
         packet = data.publish_packet
-        self._message(packet.topic, packet.payload or b"", bool(packet.retain))
+        told = self._told() if self._told is not None else None
+        if told is not None:
+            told.message(packet.topic, packet.payload or b"", retained=bool(packet.retain))
 
     def woken(self, _future: object) -> None:
         """A message is confirmed, refused or failed."""
@@ -117,7 +125,9 @@ class Heard:
             self.lose(
                 f"connection lost: {data.exception}" if packet is None else f"hung up: {_reason(packet)}"
             )
-        self._ended()
+        told = self._told() if self._told is not None else None
+        if told is not None:
+            told.lost()
 
     def on_stopped(self, _data: object) -> None:
         with self.changed:

@@ -252,7 +252,8 @@ class _Claim:
         self._stop = stop
         self._where = f"{settings.endpoint}:{settings.port}"
         self._patience_s = min(settings.timeout_s, _CONNECT_S)
-        self._heard = Heard(self._on_message)
+        self._heard = Heard()
+        self._heard.tell(self)
         self._got: dict[str, bytes] = {}
         self._client: Any = None
 
@@ -354,7 +355,12 @@ class _Claim:
                     raise LinkDown(f"link.provisioning: {late}")
                 heard.changed.wait(min(left, 0.1))
 
-    def _on_message(self, topic: str, payload: bytes, _retained: bool) -> None:
+    def lost(self) -> None:
+        """Whoever waits sees it."""
+
+    def message(self, topic: str, payload: bytes, *, retained: bool) -> None:
+        """An answer."""
+        del retained  # no answer is
         with self._heard.changed:
             if len(payload) <= _MOST_BYTES:
                 self._got[topic] = payload

@@ -93,7 +93,9 @@ class GreengrassLink(Link):
         self.max_bytes = self._max_payload - 2
         self._downlink = downlink
         remote = settings.remote_topic.format(site=site)
-        self.steered = downlink is not None and bool(remote or settings.desired != "none")
+        self.steered = downlink is not None and bool(
+            remote or {settings.desired, settings.reported} != {"none"}
+        )
         self._kept = Kept(settings, remote, self._nucleus.thing, downlink) if downlink is not None else None
         self._steering: Steering | None = None
         self._heard = Heard()
