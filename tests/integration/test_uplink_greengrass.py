@@ -754,6 +754,7 @@ def test_fifty_connections_leave_nothing_behind(nucleus, make) -> None:
     gc.collect()
     eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= held)
     assert resident_kb() - before < 4096
+    assert sum(type(one).__name__ in {"Session", "Steering"} for one in gc.get_objects()) <= 6
 
 
 def resident_kb() -> int:
