@@ -121,10 +121,22 @@ def test_restart_of_the_uplink_is_answered_before_it_ends(site):
     site.until(lambda: site.operator.patient("ping", meanwhile=site.tend))
 
 
+def frozen(pid: int) -> bool:
+    """Whether every thread has stopped: the signal reaches one after the other.
+
+    Source: proc(5), /proc/pid/task/tid/stat, the field after the name in parentheses.
+    """
+    states = [
+        path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
 def test_module_that_is_killed_meanwhile_is_named(site):
     site.until(lambda: site.state("capture") == "ready")
     pid = site.pid("capture")
     os.kill(pid, signal.SIGSTOP)
+    site.until(lambda: frozen(pid))
     heard, before = site.operator.heard, len(site.operator.heard)
     request = site.operator.send("ping", module="capture")
     site.until(lambda: any(topic.endswith("/commands/capture") for topic, _ in heard[before:]))
