@@ -558,8 +558,10 @@ def test_the_bytes_of_an_event_arrive_as_they_were_accepted(world, link) -> None
 @pytest.mark.parametrize("world", ["mqtt", "azure"])
 def test_everything_above_holds_on_paho_1_6_1(world) -> None:
     chosen = f"{world} or client"
+    # Azure's client leaves sockets to the garbage collector, at any time.
+    without = ["-pno:cacheprovider", *(["-pno:unraisableexception"] if world == "azure" else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-k", chosen, "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", __file__, "-q", "-k", chosen, *without],
         env={**os.environ, "PYTHONPATH": str(needs.AZURE), "SKERRY_TEST_PAHO": "1.6.1"},
         cwd=needs.ROOT,
         capture_output=True,
