@@ -192,13 +192,35 @@ def test_an_assignment_is_remembered_over_a_restart_without_the_service(hub, con
     assert hub.registrations == ["gate-1", "other"]
 
 
-def test_an_assignment_is_asked_for_again_when_its_hub_is_not_there(hub, connect, tmp_path) -> None:
+def test_an_assignment_is_asked_for_again_when_its_hub_stays_away(hub, connect, tmp_path) -> None:
+    """Not each time: in an outage that would only keep us from the hub."""
     hub.assignments["gate-1"] = ("127.77.255.254", "gate-one")
     link = connect(hub, by_key(hub, tmp_path))
-    with pytest.raises(LinkDown, match=r"127\.77\.255\.254"):
+    for _ in range(5):
+        with pytest.raises(LinkDown, match=r"127\.77\.255\.254"):
+            link.open()
+    assert hub.registrations == ["gate-1"]
+    hub.assignments["gate-1"] = (hub.host, "gate-two")
+    assert sent_by(hub, link) == "gate-two"
+
+
+def test_an_assignment_is_asked_for_again_when_its_hub_knows_us_no_more(hub, connect, tmp_path) -> None:
+    former = IotHub(tmp_path / "former", refuses=True)
+    former.start()
+    hub.assignments["gate-1"] = (former.host, "gate-one")
+    link = connect(hub, by_key(hub, tmp_path), ca=str(trusting_both(tmp_path, hub, former)))
+    with pytest.raises(LinkDown, match="not authorised"):
         link.open()
     hub.assignments["gate-1"] = (hub.host, "gate-two")
     assert sent_by(hub, link) == "gate-two"
+    former.stop()
+
+
+def trusting_both(folder, *hubs: IotHub):
+    """A file with the authorities of several hubs."""
+    file = folder / "both.pem"
+    file.write_text("".join(hub.authority.ca.read_text() for hub in hubs))
+    return file
 
 
 def test_a_device_that_is_not_enrolled_is_said_to_be(hub, connect, tmp_path) -> None:

@@ -36,7 +36,16 @@ from skerry.uplink import settings as given
 from skerry.uplink.downlink import Downlink
 from skerry.uplink.limits import Bounds
 from skerry.uplink.links import Cost, Link
-from skerry.uplink.links.azure_client import FEATURES, Closed, Connection, Heard, Outgoing, Sdk, explain
+from skerry.uplink.links.azure_client import (
+    FEATURES,
+    Closed,
+    Connection,
+    Heard,
+    Outgoing,
+    Sdk,
+    explain,
+    unknown,
+)
 from skerry.uplink.links.azure_identity import Identity
 from skerry.uplink.links.twin import Desired, Twin
 from skerry.uplink.record import Record
@@ -284,7 +293,7 @@ class AzureLink(Link):
     def _note(self, lost: Exception) -> None:
         """Whether what a provisioning service said should be asked for again."""
         if not isinstance(lost, Closed | LinkDown) and not self._heard.up:
-            self._identity.refused()
+            self._identity.refused(unknown=unknown(lost))
 
     def _check(self, now: float) -> None:
         """Whether what is under way may still be confirmed. Needs the lock.

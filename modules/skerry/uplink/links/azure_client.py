@@ -389,13 +389,18 @@ def explain(error: Exception | None, host: str, trust: str, proof: str) -> str:
         if isinstance(cause, ssl.SSLError):
             what = (cause.reason or str(cause)).lower().replace("_", " ")
             return f"the far end refuses {proof}: {what}" if "alert" in what else f"TLS: {what}"
-    names = {type(cause).__name__ for cause in chain}
-    if names & {"UnauthorizedError", "CredentialError"}:
+    if unknown(error):
         return f"refused: not authorised (check {proof}, whether the device is enabled, and the clock)"
     for cause in chain:
         if isinstance(cause, OSError):
             return f"cannot connect: {cause} (check address and network)"
     return next((str(cause) for cause in reversed(chain) if str(cause)), "connection lost")
+
+
+def unknown(error: Exception | None) -> bool:
+    """Whether the far end is there, and does not know us."""
+    names = {type(cause).__name__ for cause in _causes(error)}
+    return bool(names & {"UnauthorizedError", "CredentialError"})
 
 
 def _cut(pipeline: Any) -> None:

@@ -25,6 +25,8 @@ from skerry.uplink.credentials import Watched
 from skerry.uplink.links.azure_client import Sdk, explain, let_go
 
 _MOST_BYTES = 64 * 1024
+_DOUBT_AFTER = 5
+"""Attempts without a connection, after which a provisioning service is asked again."""
 
 log = structlog.get_logger()
 Make = Callable[[], Any]
@@ -60,6 +62,7 @@ class Identity:
         self._string: Watched[dict[str, str]] | None = None
         self._key: Watched[str] | None = None
         self._doubt = False
+        self._failures = 0
         self.proof = "what the workload API signs"
         self.trust = f"link.ca {link.ca}" if link.ca else "the authorities of the system (or set link.ca)"
         match identity:
@@ -123,9 +126,15 @@ class Identity:
             case given.DpsKeyIdentity() | given.DpsCertificateIdentity() as by:
                 return self._provisioned(by, {**common, **gateway}, timeout_s, stop)
 
-    def refused(self) -> None:
-        """The hub does not know us, or is not there: what a provisioning service said may be old."""
-        self._doubt = True
+    def refused(self, *, unknown: bool) -> None:
+        """No connection: what a provisioning service said may be old.
+
+        Args:
+            unknown: the hub is there, and does not know us. Else it is as likely an outage, in which asking
+                the service each time would only keep us from the hub.
+        """
+        self._failures += 1
+        self._doubt = self._doubt or unknown or self._failures % _DOUBT_AFTER == 0
 
     def _files(self) -> dict[str, Any]:
         """What all kinds of clients are told, from files that are good.
