@@ -80,6 +80,7 @@ class Nucleus:
         configuration: of the component.
         shadows: by name.
         asked: operations, as they came.
+        after_refusal: operation to what is called once, right after it was refused.
         meanwhile: called once, when the configuration was looked up and not sent yet.
         states: told by UpdateState.
         local: messages of local topics: topic and payload.
@@ -100,6 +101,7 @@ class Nucleus:
         self.slow_s = 0.0
         self.max_packet = 0
         self.configuration: dict[str, Any] = {}
+        self.after_refusal: dict[str, Callable[[], None]] = {}
         self.meanwhile: Callable[[], None] | None = None
         self.shadows: dict[str, ShadowService] = {}
         self.asked: list[str] = []
@@ -252,6 +254,7 @@ class Nucleus:
             answer = handler(connection, stream, request)
         except _Says as says:
             connection.send(stream, says.model, says.fields, kind=_ERROR, flags=_END)
+            self.after_refusal.pop(operation, lambda: None)()
             return
         if operation.startswith("SubscribeTo"):
             connection.send(stream, f"{operation}Response", answer)

@@ -381,6 +381,14 @@ def test_a_component_without_the_key_desires_nothing_until_it_has_one(nucleus, m
     assert proposed(downlink).document == {"schema": 1}
 
 
+def test_a_key_that_comes_right_after_it_was_looked_for_is_seen(nucleus, make, downlink) -> None:
+    """The first subscription is refused, for there is no such key yet: the second must be there by then."""
+    nucleus.configuration = {}
+    nucleus.after_refusal["GetConfiguration"] = lambda: nucleus.configure({"desired": {"n": 1}})
+    make().open()
+    eventually(lambda: proposed(downlink).document == {"n": 1})
+
+
 def test_a_text_is_a_document(nucleus, make, downlink) -> None:
     nucleus.configuration = {"desired": '{"modules": {"a": {"n": 5, "x": 1.0}}}'}
     link = make()
@@ -501,9 +509,10 @@ def test_the_shadow_manager_has_the_desired_state(nucleus, make, downlink) -> No
 
 
 def test_a_shadow_that_takes_no_report_is_said(nucleus, make) -> None:
+    service = nucleus.shadows["skerry"] = ShadowService()
     link = make(desired="shadow", reported="shadow")
     link.open()
-    nucleus.shadows["skerry"].refuse = Refused(413, "The payload exceeds the maximum size allowed")
+    service.refuse = Refused(413, "The payload exceeds the maximum size allowed")
     with pytest.raises(LinkDown, match="payload exceeds the maximum"):
         link.report({"a": 1}, 5.0)
     with pytest.raises(LinkDown, match="at most 8192 bytes"):

@@ -81,11 +81,10 @@ class Steering:
         settings = self._kept.settings
         if settings.desired == "configuration":
             self._watch([_DESIRED])
-            self._configuration.ask()
         if self._wants_shadow:
-            for name in ("update/documents", "delete/accepted"):
-                self._subscribe(name, "SubscribeToTopic", f"{self._prefix}/{name}", self._about_shadow)
-            self._shadow.ask()
+            for name, then in (("delete/accepted", None), ("update/documents", self._shadow.ask)):
+                topic = f"{self._prefix}/{name}"
+                self._subscribe(name, "SubscribeToTopic", topic, self._about_shadow, then)
         if not self._kept.remote:
             return
         if "local" in settings.commands:
@@ -189,8 +188,10 @@ class Steering:
             error = future.exception()
             if error is not None and path:
                 self.attempt(lambda: self._watch([]))
-            elif error is not None:
+                return
+            if error is not None:
                 self.trouble_with("changes", _why("SubscribeToConfigurationUpdate", "the component", error))
+            self._configuration.ask()  # only now: what changes from here on is told
 
         answer.add_done_callback(done)
 
@@ -238,7 +239,12 @@ class Steering:
 
     # Commands
 
-    def _subscribe(self, part: str, operation: str, topic: str, take: Callable[[str, bytes], None]) -> None:
+    def _subscribe(
+        self, part: str, operation: str, topic: str, take: Callable[[str, bytes], None],
+        then: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Subscribe to a topic; `then` is called once that is so, or refused."""
+
         def event(news: Any) -> None:
             message = _message(news, topic)
             if message is not None:
@@ -247,6 +253,8 @@ class Steering:
         def done(future: Future[Any]) -> None:
             if error := future.exception():
                 self.trouble_with(part, _why(operation, topic, error))
+            if then is not None:
+                then()
 
         stream = Stream(event, lambda: None)
         fields = {"topic": topic} if operation == "SubscribeToTopic" else {"topic_name": topic, "qos": "1"}
