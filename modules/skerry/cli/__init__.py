@@ -49,12 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_check(commands)
-    from skerry.cli import bench, buffer, model, unbatch  # noqa: PLC0415 - they only add their parsers here
+    from skerry.cli import bench, buffer, certs, model, unbatch  # noqa: PLC0415 - they only add their parsers here
 
     buffer.add_commands(commands)
     bench.add_commands(commands)
     model.add_commands(commands)
     unbatch.add_command(commands)
+    _add_set(certs.add_command(commands))
     return parser
 
 
