@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import structlog
 
@@ -420,13 +420,40 @@ def _without_secrets(_logger: Any, _method: str, entry: MutableMapping[str, Any]
     return entry
 
 
+class _Forgiving:
+    """A sink that is allowed to fail: a log on a full disk must not end what is logged about.
+
+    Args:
+        sink: where lines go.
+    """
+
+    def __init__(self, sink: TextIO) -> None:
+        self._sink = sink
+
+    def write(self, text: str) -> int:
+        """Pass it on, if it can be; half a line may stay behind."""
+        with contextlib.suppress(OSError):
+            self._sink.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        with contextlib.suppress(OSError):
+            self._sink.flush()
+
+
 def configure_logging(form: str, level: str, module: str, sink: TextIO | None = None) -> None:
     """Send structured logs to `sink`, else standard error: JSON in containers, colours on a terminal.
 
     The last of them are kept in `LOGBOOK` as well.
     """
+
+    def named(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        entry.setdefault("module", module)  # in every thread
+        return entry
+
     shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        named,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -435,10 +462,9 @@ def configure_logging(form: str, level: str, module: str, sink: TextIO | None = 
     last: list[structlog.types.Processor] = (
         [LOGBOOK.rendered] if form == "json" else [LOGBOOK, structlog.dev.ConsoleRenderer()]
     )
-    structlog.contextvars.bind_contextvars(module=module)
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sink or sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Forgiving(sink or sys.stderr))),
         cache_logger_on_first_use=False,
     )

@@ -48,7 +48,6 @@ def test_what_is_logged_is_kept_in_either_form(form):
         log.info("frame.dropped", reason="stale", url="rtsp://u:kanarie@cam/1")
     finally:
         structlog.configure(**before)
-        structlog.contextvars.clear_contextvars()
     kept = json.loads(LOGBOOK.last(1)[0])
     assert (kept["event"], kept["reason"], kept["module"], kept["level"]) == (
         "frame.dropped", "stale", "gate", "info",

@@ -1,14 +1,21 @@
 """What a module sees of its process, in memory; tests/integration/test_service.py has the process itself."""
 
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from skerry.bus import MemoryBus
 from skerry.channels import METRICS, STATUS
 from skerry.errors import ConfigError, Unavailable
 from skerry.messages import Metrics, Status
-from skerry.service import Host, last_will, load
+from skerry.service import Host, configure_logging, last_will, load
 from skerry.settings import ModuleSettings
 from skerry.testing import eventually, running
 
@@ -126,3 +133,30 @@ def test_eventually_fails_with_what_was_waited_for():
 
     with pytest.raises(AssertionError, match=r"not within 0\.05 s: the door is open"):
         eventually(door_is_open, 0.05)
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_every_line_names_its_module_in_whatever_thread() -> None:
+    sink = io.StringIO()
+    configure_logging("json", "info", "capture", sink)
+    thread = threading.Thread(target=lambda: structlog.get_logger().info("said"))
+    thread.start()
+    thread.join()
+    assert json.loads(sink.getvalue())["module"] == "capture"
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115 - closing it fails, too
+    configure_logging("json", "info", "capture", full)
+    for _ in range(3):
+        structlog.get_logger().info("said", much="x" * 10_000)
+    with contextlib.suppress(OSError):
+        full.close()
