@@ -45,6 +45,7 @@ class Downlink:
         self._changed = threading.Condition()
         self._proposal: Proposal | None = None
         self._requests: deque[Request] = deque()
+        self._woken = False
 
     def propose(self, source: str, version: str, document: Any) -> None:
         """The desired state is this now: the whole of it, never a difference."""
@@ -65,7 +66,10 @@ class Downlink:
     def take(self, timeout_s: float) -> tuple[Proposal | None, list[Request]]:
         """What has come since the last time; waits for it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._proposal is not None or self._requests, timeout_s)
+            self._changed.wait_for(
+                lambda: self._woken or self._proposal is not None or self._requests, timeout_s
+            )
+            self._woken = False
             proposal, self._proposal = self._proposal, None
             requests = list(self._requests)
             self._requests.clear()
@@ -74,4 +78,5 @@ class Downlink:
     def wake(self) -> None:
         """End a `take` that waits."""
         with self._changed:
+            self._woken = True
             self._changed.notify_all()

@@ -22,7 +22,7 @@ from skerry.uplink.backoff import Backoff
 from skerry.uplink.circuit import STATES, Circuit
 from skerry.uplink.commander import Commander
 from skerry.uplink.downlink import Downlink
-from skerry.uplink.expiry import Expiry
+from skerry.uplink.expiry import Expiry, Source
 from skerry.uplink.hours import Hours, zone
 from skerry.uplink.lanes import Lanes
 from skerry.uplink.limits import Meter
@@ -129,7 +129,8 @@ class Uplink:
         self._flush_until = 0.0
         self._held: frozenset[Lane] = frozenset()
         self._shown = Shown(now)
-        self._expiry = Expiry(settings.link, host)
+        kept = [Source(str(path), "certificate") for path in link.certificates]
+        self._expiry = Expiry(settings.link, host, kept)
         self._trouble = ""
         self._on_link: Callable[[bool], None] = lambda _: None
         self._refused_at: float | None = None

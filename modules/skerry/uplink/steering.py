@@ -161,6 +161,8 @@ class Steering:
                 log.exception("steering.failed", error=str(error))
                 self._stopped.wait(1.0)
         self._commands.close()
+        for request in self._downlink.take(0.0)[1]:
+            self._commands.take(request)  # which says that it is too late
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -268,7 +270,7 @@ class Steering:
         modules: dict[str, Any] = {}
         for name, status in statuses:
             modules[name] = {"kind": status.kind, "state": status.state, "version": status.version}
-            if status.reason and name != self._settings.module:
+            if status.reason:
                 modules[name]["reason"] = status.reason[:200]
         models = {
             name: [{"model": m.model, "digest": m.digest, "runtime": m.runtime} for m in inventory.models]

@@ -1,6 +1,7 @@
 """Each way of proving who we are to Azure, and what is said when it cannot be."""
 
 import threading
+import time
 
 import pytest
 
@@ -16,9 +17,10 @@ from skerry.uplink.links.azure_identity import derived
 
 def sent_by(hub, link) -> str:
     """Who the hub takes us for."""
+    before = len(hub.messages)
     link.open()
     link.send(records(1, 3))
-    eventually(lambda: hub.messages)
+    eventually(lambda: len(hub.messages) > before)
     return hub.messages[-1].device
 
 
@@ -65,6 +67,40 @@ def test_a_connection_string_is_read_again_when_it_changes(hub, connect, tmp_pat
     assert sent_by(hub, link) == "yard"
     file.write_text("HostName=half wri")
     assert sent_by(hub, link) == "yard"
+
+
+def test_a_new_key_makes_a_new_connection_and_half_a_file_does_not(hub, connect, tmp_path) -> None:
+    file = hub.connection_string(tmp_path)
+    link = connect(hub, given.ConnectionStringIdentity(connection_string_file=str(file)))
+    link.open()
+    link.send(records(1, 3))
+    good = file.read_text()
+    file.write_text(good[:20])
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        assert not link.finish(0.05)
+    file.write_text(good.replace("DeviceId=gate", "DeviceId=other"))
+    with pytest.raises(LinkDown, match="have changed"):
+        eventually(lambda: link.finish(0.05))
+    link.open()
+    link.send(records(4, 6))
+    eventually(lambda: [m.device for m in hub.messages] == ["gate", "other"])
+
+
+def test_a_new_certificate_makes_a_new_connection(tmp_path, connect) -> None:
+    hub = IotHub(tmp_path, mutual=True)
+    hub.start()
+    certificate, key = hub.authority.issue("gate")
+    by = given.CertificateIdentity(hub=hub.host, device="gate", certificate=str(certificate), key=str(key))
+    link = connect(hub, by)
+    link.open()
+    link.send(records(1, 3))
+    hub.authority.issue("gate")
+    with pytest.raises(LinkDown, match="have changed"):
+        eventually(lambda: link.finish(0.05))
+    link.open()
+    link.send(records(4, 6))
+    hub.stop()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from authority import Authority
 from events import event, events
 from oracle import Oracle
 from records import outbound
@@ -641,3 +642,20 @@ def test_a_command_storm_disturbs_no_delivery(tmp_path: Path) -> None:
         eventually(lambda: world.upto() == 3000)
         eventually(lambda: len(replies) == 3000)
     assert set(replies) <= {200, 429}
+
+
+def test_a_certificate_that_the_link_got_for_itself_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry.uplink.module.synchronised", lambda: True)
+    authority = Authority(tmp_path / "keys")
+    certificate, _ = authority.issue("device", days=(-20, 3))
+
+    class Provisioned(MemoryLink):
+        @property
+        def certificates(self) -> Sequence[Path]:
+            return (certificate,)
+
+    with World(tmp_path / "state", Provisioned()).up() as host:
+        eventually(lambda: "credentials" in host.condition[1])
+        assert "device.pem" in host.condition[1]

@@ -52,6 +52,11 @@ class Link(Protocol):
         return 8000
 
     @property
+    def certificates(self) -> Sequence[Path]:
+        """Files of certificates that the link got for itself; they need not be there yet."""
+        return ()
+
+    @property
     def trouble(self) -> str:
         return ""
 

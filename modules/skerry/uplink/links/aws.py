@@ -138,6 +138,11 @@ class AwsLink(Link):
         return min(self._known.shadow.room, most) if self._settings.shadow else most
 
     @property
+    def certificates(self) -> Sequence[Path]:
+        """The one that provisioning got."""
+        return (self._provision.certificate,) if self._settings.provisioning is not None else ()
+
+    @property
     def trouble(self) -> str:
         """What does not work of the way down; "" when all does."""
         steering = self._steering

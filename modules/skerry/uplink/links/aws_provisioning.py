@@ -105,6 +105,7 @@ class Provision:
         self._stop = stop
         self._clock = clock
         self._home = folder / "identity"
+        self.certificate = self._home / "certificate.pem"
         self._note = folder / "provisioning.json"
         self._where = f"{settings.endpoint}:{settings.port}"
 
@@ -118,7 +119,7 @@ class Provision:
             raise ConfigError(f"{self._home}/thing: cannot read it: {error}") from error
         with contextlib.suppress(OSError):  # left by a kill right after the identity was there
             self._note.unlink(missing_ok=True)
-        certificate, key = self._home / "certificate.pem", self._home / "private.key"
+        certificate, key = self.certificate, self._home / "private.key"
         tls = msgspec.structs.replace(self._settings.tls, certificate=str(certificate), key=str(key))
         return Device(tls, thing)
 

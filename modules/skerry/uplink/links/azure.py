@@ -68,6 +68,8 @@ _TWIN_EVERY_S = 3600.0
 """The whole twin is asked for again: a change that was lost leaves no hole when it was the last."""
 _ANSWER_BYTES = 120 * 1024
 _FAILED = 500
+_LOOK_S = 1.0
+"""Between two looks at the files of our identity."""
 
 log = structlog.get_logger()
 
@@ -152,6 +154,7 @@ class AzureLink(Link):
     def open(self) -> None:
         self.close()
         patience_s = min(self._settings.timeout_s, _CONNECT_S)
+        self._version, self._looked_at = self._identity.version, time.monotonic()
         make = self._identity.ready(patience_s, self._stop)
         deadline = time.monotonic() + patience_s
         heard = Heard()
@@ -174,6 +177,7 @@ class AzureLink(Link):
 
     def start(self, batch: Sequence[Record]) -> Cost:
         messages = self._messages(batch)
+        self._look_at_files()
         heard, connection = self._heard, self._connection
         if connection is None or heard.lost is not None:
             why = self._why()
@@ -195,6 +199,7 @@ class AzureLink(Link):
             with heard.changed:
                 if not self._under_way:
                     self._check(self._moved)
+                    self._look_at_files()
                     return False
                 oldest = self._under_way[0]
                 while oldest.left or oldest.error is not None:
@@ -210,6 +215,20 @@ class AzureLink(Link):
         except LinkDown:
             self.close()
             raise
+
+    def _look_at_files(self) -> None:
+        """Once a second: a new certificate or key wants a new connection.
+
+        Raises:
+            LinkDown: a file has changed. What is under way is sent again, over that connection.
+        """
+        now = time.monotonic()
+        if self._connection is None or now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        if self._identity.version != self._version:
+            self.close()
+            raise LinkDown(f"{self._where}: the files of link.identity or link.ca have changed")
 
     def close(self) -> None:
         with self._heard.changed:

@@ -76,7 +76,13 @@ class Identity:
                 self.proof = f"link.identity.certificate {identity.certificate}"
             case given.EdgeIdentity():
                 self.trust = "the trust bundle of IoT Edge"
-        self._files()
+        self._all = Watched(self._named(), self._look)
+
+    @property
+    def version(self) -> int:
+        """Goes up when a file has changed, and what is in all of them is good."""
+        self._all.get()
+        return self._all.version
 
     @property
     def outputs(self) -> bool:
@@ -135,6 +141,25 @@ class Identity:
         """
         self._failures += 1
         self._doubt = self._doubt or unknown or self._failures % _DOUBT_AFTER == 0
+
+    def _named(self) -> list[str]:
+        """The files that the settings name."""
+        fields = ("certificate", "key", "connection_string_file", "key_file")
+        found = [self._link.ca, *(getattr(self._link.identity, field, "") for field in fields)]
+        return [file for file in found if file]
+
+    def _look(self) -> None:
+        """Look at all of them.
+
+        Raises:
+            ConfigError: one is not good.
+        """
+        self._files()
+        match self._link.identity:
+            case given.ConnectionStringIdentity(connection_string_file=file):
+                connection_string(file)
+            case given.DpsKeyIdentity(key_file=file):
+                shared_key(file)
 
     def _files(self) -> dict[str, Any]:
         """What all kinds of clients are told, from files that are good.

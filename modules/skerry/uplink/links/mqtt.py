@@ -87,7 +87,7 @@ class MqttLink(Link):
     ) -> None:  # fmt: skip
         self._settings = settings
         self._site = site
-        self._id = settings.client_id or f"skerry-{site}-{name}"
+        self._id = settings.client_id or f"skerry-{site}-{name}-far"
         self._stop = stop
         self._prefix = settings.remote_topic.format(site=site)
         self.whole = settings.format == "batch"
