@@ -1,5 +1,6 @@
 """One contract for every runtime that is installed, on the CPU."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,17 @@ def test_using_one_runtime_loads_no_other_and_nothing_that_phones_home(name: str
     assert name in loaded
     assert not ({"onnxruntime", "openvino"} - {name}) & loaded
     assert not {"openvino_telemetry", "requests", "cv2"} & loaded
+
+
+@pytest.mark.parametrize("module", ["skerry.inference.runtimes.onnxruntime", "skerry.models.fold"])
+def test_onnx_runtime_does_not_report_to_its_makers(module, tmp_path):
+    """Where it does, it first leaves an identifier of the device in the user's cache."""
+    package = tiny_package(tmp_path)
+    code = f"import {module} as it\nit.ort.InferenceSession({str(package.model)!r})"
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(home)}, check=True)
+    assert not list(home.rglob("*onnxruntime*"))

@@ -9,6 +9,7 @@ Build side only: needs the extra `models`.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+
+# As in the runtime: its wheels report to their makers unless told not to, from the import on.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import onnxruntime as ort
 
 from skerry.errors import PackageError
