@@ -45,7 +45,8 @@ LABEL org.opencontainers.image.title="Skerry" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=code /build/code /
-ENV PYTHONPATH=/opt/skerry PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# ONNX Runtime's wheels report to their makers unless told not to; nobody but the uplink talks to the outside.
+ENV PYTHONPATH=/opt/skerry PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /var/lib/skerry
 STOPSIGNAL SIGTERM

@@ -3,8 +3,8 @@
     python3 -m skerry.healthcheck [PORT]          a module: GET /healthz
     python3 healthcheck.py --mqtt [PORT]          a broker: CONNECT, CONNACK
 
-Exit code 0 when it is, 1 when it is not. It runs every half minute beside the module, in its memory limit, so it takes
-nothing but sockets, and stands alone: the image of the bus has this file and no other of ours.
+Exit code 0 when it is, 1 when it is not. It runs every few seconds beside the module, in its memory limit, so
+it takes nothing but sockets, and stands alone: the image of the bus has this file and no other of ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# The bus: Mosquitto as Debian packages it, on the same base as the modules, so that a device holds that once.
+# The broker: Mosquitto as Debian packages it, on the same base as the modules, so that a device holds that once.
 #
 # BASE     a Debian with Python 3, which only the health check needs
 # PACKAGE  `mosquitto`, or with a version: `mosquitto=2.0.11-1.2+deb12u2`
@@ -16,7 +16,7 @@ RUN --mount=type=secret,id=ca \
 ARG VERSION=0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
-LABEL org.opencontainers.image.title="Skerry bus" \
+LABEL org.opencontainers.image.title="Skerry broker" \
       org.opencontainers.image.description="Mosquitto, the MQTT broker between the modules of a Skerry site" \
       org.opencontainers.image.licenses="EPL-2.0 OR BSD-3-Clause" \
       org.opencontainers.image.version="${VERSION}" \
