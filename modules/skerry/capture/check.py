@@ -21,14 +21,16 @@ from skerry.settings import Problem
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
-def camera_problems(camera: Camera, path: str) -> list[Problem]:
+def camera_problems(camera: Camera, path: str, *, here: bool = True) -> list[Problem]:
     """What is wrong with one camera's settings: contradictions, and files that are not there.
 
     Args:
         camera: the parsed settings.
         path: of the camera in its file, e.g. `$.cameras[0]`.
+        here: whether it will be opened on this machine, so that its files and devices have to be there.
     """
-    return [*_shape_problems(camera, path), *_source_problems(camera, f"{path}.source")]
+    found = _shape_problems(camera, path)
+    return [*found, *_source_problems(camera, f"{path}.source")] if here else found
 
 
 def settings_problems(settings: CaptureSettings) -> list[Problem]:
@@ -55,14 +57,17 @@ def _shape_problems(camera: Camera, path: str) -> list[Problem]:
     return found
 
 
-def cameras_problems(cameras: Sequence[Camera], path: str) -> list[Problem]:
+def cameras_problems(cameras: Sequence[Camera], path: str, *, here: bool = True) -> list[Problem]:
     """`camera_problems` of each, and names that are used twice.
 
     Args:
         cameras: all cameras of one site.
         path: of the list, e.g. `$.cameras`.
+        here: whether they will be opened on this machine.
     """
-    found = [p for n, camera in enumerate(cameras) for p in camera_problems(camera, f"{path}[{n}]")]
+    found = [
+        p for n, camera in enumerate(cameras) for p in camera_problems(camera, f"{path}[{n}]", here=here)
+    ]
     uses = Counter(camera.name for camera in cameras)
     seen: set[str] = set()
     for n, camera in enumerate(cameras):

@@ -29,7 +29,7 @@ from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Positive, Problem, Settings, convert, problems
 from skerry.uplink.settings import FileLink, Link, RemoteSettings, Sending
 
-__all__ = ["Argument", "Site", "SiteBus", "load_site"]
+__all__ = ["INPUTS", "Argument", "Site", "SiteBus", "load_site"]
 
 
 class Argument(Settings, frozen=True, kw_only=True):
@@ -99,12 +99,14 @@ class Site(Settings, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def load_site(path: Path, arguments: Mapping[str, str] | None = None) -> Site:
+def load_site(path: Path, arguments: Mapping[str, str] | None = None, *, here: bool = True) -> Site:
     """Read, complete and check a site file.
 
     Args:
         path: the YAML file.
         arguments: what `--set` gave.
+        here: whether the site will run on this machine. If not, cameras, videos, keys and passwords need not
+            be there; model packages must be, because rules name their labels.
 
     Raises:
         ConfigError: with every problem: syntax, types, unknown keys, names, labels, files.
@@ -115,7 +117,7 @@ def load_site(path: Path, arguments: Mapping[str, str] | None = None) -> Site:
     found += problems(Site, raw)
     if not found:
         site = _absolute(convert(Site, raw, path.name), base)
-        found += cross_problems(site)
+        found += cross_problems(site, here=here)
         if not found:
             return site
     raise ConfigError([f"{path.name}: {where}: {text}" for where, text in found])
@@ -183,7 +185,7 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
     return re.sub(r"\$\{(\w+)\}", value, raw)
 
 
-_INPUTS = frozenset(
+INPUTS = frozenset(
     {
         "path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files",
         "token_file", "header_files", "connection_string_file", "claim_certificate", "claim_key", "file",
@@ -215,26 +217,27 @@ def _resolved(settings: S, base: Path) -> S:
     changes: dict[str, Any] = {}
     for name in settings.__struct_fields__:
         value = getattr(settings, name)
-        if name in _INPUTS and isinstance(value, str) and value:
+        if name in INPUTS and isinstance(value, str) and value:
             changes[name] = str(base / value)
-        elif name in _INPUTS and isinstance(value, tuple):
+        elif name in INPUTS and isinstance(value, tuple):
             changes[name] = tuple(str(base / path) for path in value)
-        elif name in _INPUTS and isinstance(value, dict):
+        elif name in INPUTS and isinstance(value, dict):
             changes[name] = {key: str(base / path) for key, path in value.items()}
         elif isinstance(value, Settings):
             changes[name] = _resolved(value, base)
     return msgspec.structs.replace(settings, **changes)
 
 
-def cross_problems(site: Site) -> list[Problem]:
-    """What types cannot see: names, references, labels, files."""
+def cross_problems(site: Site, *, here: bool = True) -> list[Problem]:
+    """What types cannot see: names, references, labels, and files if it will run `here`."""
     found = list(_name_problems(site))
-    found += cameras_problems(site.cameras, "$.cameras")
+    found += cameras_problems(site.cameras, "$.cameras", here=here)
     packages, package_problems = _packages(site)
     labels = {name: package.labels for name, package in packages.items()}
     attributes = {name: getattr(p.manifest.decoder, "attributes", ()) for name, p in packages.items()}
     found += package_problems
-    found += _buffer_problems(site.buffer)
+    found += _limit_problems(site.buffer)
+    found += _seal_problems(site.buffer) if here else ()
     found += rule_problems(site.rules, [c.name for c in site.cameras], labels, "$.rules", attributes)
     return found
 
@@ -280,8 +283,8 @@ def _model_problems(site: Site, names: list[str]) -> Iterator[Problem]:
                 yield "$.models", f"expected a model for every camera, {name!r} has none"
 
 
-def _buffer_problems(buffer: SiteBuffer) -> Iterator[Problem]:
-    """Keys that are none, what is not installed, and limits that mean nothing."""
+def _seal_problems(buffer: SiteBuffer) -> Iterator[Problem]:
+    """Keys that are none, and what is not installed."""
     files = {"key_file": buffer.key_file} if buffer.key_file else {}
     files |= {f"old_key_files[{n}]": path for n, path in enumerate(buffer.old_key_files)}
     keys = []
@@ -295,6 +298,10 @@ def _buffer_problems(buffer: SiteBuffer) -> Iterator[Problem]:
     except ConfigError as error:
         where, _, text = str(error).partition(": ")
         yield f"$.buffer.{where}", text
+
+
+def _limit_problems(buffer: SiteBuffer) -> Iterator[Problem]:
+    """Limits that mean nothing."""
     for lane, settings in buffer.lanes.items():
         if settings.limit_bytes > buffer.bytes:
             yield (

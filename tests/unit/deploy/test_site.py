@@ -291,3 +291,21 @@ buffer:
     def test_no_part_outlives_five_seconds_of_draining(self, tmp_path: Path) -> None:
         parts = plan(load_site(write(tmp_path, GOOD)), self.PLACE).parts
         assert sum(p.settings.grace_s for p in parts) < 5
+
+
+def test_a_site_for_another_machine_may_name_what_is_not_here(tmp_path: Path) -> None:
+    text = GOOD.replace("{kind: synthetic}", "{kind: v4l2, device: /dev/video99}")
+    path = write(tmp_path, text + "buffer: {key_file: no-such.key}\n")
+    with pytest.raises(ConfigError, match=r"/dev/video99.*"):
+        load_site(path)
+    assert load_site(path, here=False).buffer.key_file.endswith("no-such.key")
+
+
+def test_a_site_for_another_machine_still_has_a_package_and_limits(tmp_path: Path) -> None:
+    text = GOOD.replace(f"{PACKAGE}", "nowhere") + "buffer: {lanes: {alarm: {limit_bytes: 999999999999}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_site(write(tmp_path, text), here=False)
+    assert [p.split(": ")[1] for p in caught.value.problems] == [
+        "$.models[0].package",
+        "$.buffer.lanes.alarm.limit_bytes",
+    ]
