@@ -49,13 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_check(commands)
-    from skerry.cli import bench, buffer, certs, model, unbatch  # noqa: PLC0415 - they only add their parsers here
+    from skerry.cli import bench, buffer, certs, model, render, unbatch  # noqa: PLC0415 - they only add parsers
 
     buffer.add_commands(commands)
     bench.add_commands(commands)
     model.add_commands(commands)
     unbatch.add_command(commands)
     _add_set(certs.add_command(commands))
+    _add_set(render.add_command(commands))
     return parser
 
 

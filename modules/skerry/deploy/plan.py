@@ -37,6 +37,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Folder of a module's `ca.crt`, `tls.crt` and `tls.key` as the module sees it; `{module}` stands for its
     name (see `skerry certs`). Empty: whatever `bus` says, the same for all."""
 
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    """Where each module serves /healthz, /readyz and /metrics; None: it does not."""
+
     def bus_of(self, module: str) -> BusSettings:
         """The bus as one module meets it: with a certificate of its own, where there are such."""
         if not self.certificates:
@@ -84,6 +88,8 @@ def plan(site: Site, place: Place) -> Plan:
             "module": module,
             "bus": place.bus_of(module),
             "state": str(Path(place.state) / module),
+            "http_host": place.http_host,
+            "http_port": place.http_port,
             "log": place.log,
             "log_level": site.log_level,
             "grace_s": grace_s,
