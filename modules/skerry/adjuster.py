@@ -21,7 +21,6 @@ from skerry.messages import Desired, Reported
 
 _STARTS = 3
 """Starts that settings on trial get to become ready; a wrong configuration ends the trial at once."""
-_MOST_BYTES = 1024 * 1024
 _MOST_ERRORS = 20
 _LONGEST_ERROR = 1000
 
@@ -76,7 +75,7 @@ class Adjuster(Generic[S]):
         self._as_deployed = desired.digest(msgspec.to_builtins(deployed))
         self._file = file
         self._check = check
-        self._kept = _load(file)
+        self._kept = durable.load(file, _Kept) or _Kept()
         self._restart: tuple[str, ...] = ()
         self._tried: Held | None = None
         """What this start is to show to be good."""
@@ -245,19 +244,3 @@ class Adjuster(Generic[S]):
             )
             return False
         return True
-
-
-def _load(file: Path) -> _Kept:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
-        return _Kept()
-    except OSError as error:
-        log.warning("desired.unreadable", path=str(file), error=error.strerror)
-        return _Kept()
-    try:
-        return msgspec.json.decode(content, type=_Kept)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        log.warning("desired.unreadable", path=str(file), error=str(error))
-        return _Kept()

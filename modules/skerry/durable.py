@@ -4,6 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+T = TypeVar("T")
+_MOST_BYTES = 1024 * 1024
+
+log = structlog.get_logger()
+
+
+def load(path: Path, kind: type[T]) -> T | None:
+    """What such a file holds, as JSON; None where it is missing, or no good, which is logged."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(_MOST_BYTES), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        log.warning("file.unreadable", path=str(path), error=str(error))
+        return None
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:

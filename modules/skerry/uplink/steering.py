@@ -81,7 +81,7 @@ class Steering:
         self._commands = commands
         self._audit = audit
         self._path = host.state / "site-desired.json"
-        memory = _load(self._path)
+        memory = durable.load(self._path, Memory) or Memory()
         self._kept = memory
         self._judgement = Judgement(memory, time.monotonic() + _SETTLED_S)
         self._lock = threading.Lock()
@@ -314,13 +314,3 @@ class Steering:
         with self._lock:
             self._told = document if self._up else None
         self._host.telemetry.count("skerry_reports_total")
-
-
-def _load(path: Path) -> Memory:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Memory)
-    except FileNotFoundError:
-        pass
-    except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        log.warning("desired.unreadable", path=str(path), error=str(error))
-    return Memory()
