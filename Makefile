@@ -20,7 +20,8 @@ WORKERS ?= $(shell expr 2 + $$(nproc))
 # pip without -q shows what it fetches; this keeps that and drops the rest.
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
 
-.PHONY: help setup setup-dev demo run test soak check format generate lock bench train-demo-model clean
+.PHONY: help setup setup-dev demo run test test-containers soak check format generate lock bench images \
+	train-demo-model clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +38,9 @@ run: $(VENV)/.setup  ## a site until Ctrl-C: make run SITE=sites/demo.yaml
 
 test: $(VENV)/.setup-dev  ## every test; make test ARGS="-k buffer" for some, WORKERS=0 for one by one
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-containers: $(VENV)/.setup-dev  ## the demo site as containers: make images first; as root, with docker and compose
+	@SKERRY_CONTAINERS=1 $(BIN)/python -m pytest tests/containers $(ARGS)
 
 soak: $(VENV)/.setup-dev  ## faults under load for SOAK_MINUTES=20, then SOAK_CUTS=10000 power cuts (as root)
 	@PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
@@ -62,6 +66,9 @@ lock: $(VENV)/.setup-dev  ## pin and hash what pyproject.toml asks for
 
 bench: $(VENV)/.setup  ## measure this machine
 	@for what in pipeline bus buffer inference; do $(BIN)/skerry bench $$what $(ARGS); done
+
+images:  ## every module's image: make images ARGS="--only buffer,uplink" (docs/containers.md)
+	@scripts/build-images $(ARGS)
 
 train-demo-model:  ## train the demo's model again (half an hour; needs PyTorch in .venv-train)
 	@test -x .venv-train/bin/python || {
