@@ -63,9 +63,14 @@ class BrokerProcess:
         folder: where its configuration and its log go; made if missing.
         port: where to listen on loopback; 0 takes a free one.
         kind: which broker; None takes the best that is installed.
+
+    Attributes:
+        configuration: what Mosquitto is told in place of `mosquitto_configuration`, with the same port; a
+            broker that wants a certificate counts as started when it listens.
     """
 
     def __init__(self, folder: Path, port: int = 0, kind: Kind | None = None) -> None:
+        self.configuration = ""
         self.folder = folder
         self.port = port or free_port()
         self.kind: Kind = kind or ("mosquitto" if mosquitto() else "amqtt")
@@ -114,12 +119,12 @@ class BrokerProcess:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.kind == "mosquitto":
-            text = mosquitto_configuration(self.port)
+            text = self.configuration or mosquitto_configuration(self.port)
             (self.folder / "mosquitto.conf").write_text(text, encoding="utf-8")
         with self.log.open("ab") as log:
             self._child = spawn(self.argv, stdout=log.fileno(), stderr=log.fileno())
         deadline = time.monotonic() + wait_s
-        while wait_s and not answers(self.port):
+        while wait_s and not (listens if self.configuration else answers)(self.port):
             if self.poll() is not None or time.monotonic() > deadline:
                 state = "did not answer in time" if self.poll() is None else f"ended with {self.poll()}"
                 self.stop()
@@ -191,6 +196,15 @@ def answers(port: int, timeout_s: float = 0.5) -> bool:
             return answer == _CONNACK
     except OSError:
         return False
+
+
+def listens(port: int, timeout_s: float = 0.5) -> bool:
+    """Whether something on loopback takes a connection."""
+    try:
+        socket.create_connection((HOST, port), timeout_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free(port: int) -> bool:

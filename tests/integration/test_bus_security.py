@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,8 +20,10 @@ import needs
 import secured
 from remote_site import Operator
 from secured_peers import Peer, SecuredBroker, context, let_in
-from skerry.broker import BrokerProcess
+from site_run import site_run
+from skerry.broker import BrokerProcess, answers
 from skerry.channels import CHANNELS, REPORTED, STATUS
+from skerry.cli import main
 from skerry.deploy.account import camera_ledger, event_ledger, read_counts
 from skerry.deploy.acl import identities
 from skerry.deploy.certificates import Issued, issue
@@ -356,3 +360,31 @@ def everybody_is_back(site: SecuredSite, operator: Operator) -> None:
     bus.close()
     delivered = events(operator)
     site.until(lambda: events(operator) >= delivered + 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_run_secure_gives_a_local_site_all_of_it(tmp_path):
+    site = needs.ROOT / "sites" / "demo.yaml"
+    with site_run(tmp_path / "out", "run", str(site), "--secure") as run:
+        run.wait_for_events(2, 90)
+        told = (run.out / "broker" / "mosquitto.conf").read_text()
+        port = int(re.search(r"^listener (\d+) 127", told, re.MULTILINE)[1])
+        assert let_in(port, context(run.out / "certs" / "operator"))
+        assert not let_in(port, context(tmp_path, run.out / "certs" / "operator" / "ca.crt"))
+        assert not answers(port)
+        code, result = run.finish(number=signal.SIGINT)
+    assert (code, result["ledger_balanced"], result["restarts"]) == (0, True, {})
+
+
+@pytest.mark.parametrize(
+    ("bus", "problem"),
+    [
+        ("{broker: amqtt}", "--secure: expected mosquitto, got amqtt"),
+        ("{host: gw.local}", "--secure: expected a broker of our own"),
+    ],
+)
+def test_run_secure_refuses_a_broker_that_it_cannot_tell(tmp_path, capfd, bus, problem):
+    secured.load(tmp_path, f"{secured.SITE}bus: {bus}\n")
+    assert main(["run", str(tmp_path / "site.yaml"), "--secure", "--out", str(tmp_path / "out")]) == 78
+    assert capfd.readouterr().err.startswith(problem)

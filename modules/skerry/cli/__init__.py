@@ -91,6 +91,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("site", type=Path, metavar="SITE", help="the site file, YAML")
     run.add_argument("--seconds", type=_positive, default=None, metavar="S", help="stop after this long")
     run.add_argument("--pictures", action="store_true", help="keep an annotated contact sheet and clip")
+    run.add_argument(
+        "--secure", action="store_true",
+        help="TLS on the bus, with a certificate and access rules for each module (needs Mosquitto)",
+    )  # fmt: skip
     _add_set(run)
     _add_output(run, "skerry-out/NAME of the site")
     run.set_defaults(func=_run)
@@ -159,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
     site = load_site(arguments.site, dict(arguments.arguments))
     options = Options(
         out=arguments.out or Path("skerry-out") / site.site, seconds=arguments.seconds,
-        json=arguments.json, pictures=arguments.pictures,
+        json=arguments.json, pictures=arguments.pictures, secure=arguments.secure,
     )  # fmt: skip
     console = Console(stderr=arguments.json)
     return report(run_site(site, options, console), options, console)

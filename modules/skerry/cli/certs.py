@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerry import durable
+from skerry.broker import HOST
 from skerry.deploy.acl import ACL_FILE, BROKER, CONFIGURATION_FILE, acl, broker_configuration, identities
 from skerry.deploy.plan import Place, Plan, plan
 from skerry.deploy.site import load_site
@@ -76,6 +77,27 @@ def run(arguments: argparse.Namespace) -> int:
     site = load_site(arguments.site, dict(arguments.arguments))
     place = Place(state="", frames="", output="", bus=BusSettings())
     return _provide(Keyring(arguments.out, now), plan(site, place), site.bus.host, arguments, now)
+
+
+def secure(folder: Path, the_plan: Plan, now: dt.datetime, *, port: int, user: str) -> str:
+    """Certificates and rules for a broker of this machine, renewed where they are due; its configuration.
+
+    Raises:
+        ConfigError: certificates that were brought are wrong.
+        Unavailable: the folder cannot be written, or `cryptography` is not installed.
+    """
+    try:
+        from skerry.deploy.keyring import Keyring, Wish  # noqa: PLC0415 - needs cryptography
+    except ImportError as error:
+        raise Unavailable(_MISSING) from error
+    keyring, names = Keyring(folder, now), identities(the_plan)
+    if keyring.signs:
+        keyring.provide(Wish(site=the_plan.site, names=names, renew=True))
+    problems = keyring.problems(names, (HOST,))
+    if problems:
+        raise ConfigError(problems)
+    _write_rules(folder / BROKER, the_plan)
+    return broker_configuration(str((folder / BROKER).resolve()), port=port, address=HOST, user=user)
 
 
 def _provide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import hashlib
 import os
@@ -23,13 +24,14 @@ import structlog
 from rich.console import Console
 
 from skerry.broker import BrokerProcess
+from skerry.cli.certs import secure
 from skerry.cli.observer import Observer, Runtime
 from skerry.cli.screen import Screen, print_report
 from skerry.deploy.account import Counts, camera_ledger, event_ledger, read_counts, settled
 from skerry.deploy.local import Supervisor
 from skerry.deploy.plan import Place, Plan, plan
 from skerry.deploy.site import Site
-from skerry.errors import SkerryError, Unavailable
+from skerry.errors import ConfigError, SkerryError, Unavailable
 from skerry.ledger import CameraLedger, EventLedger, balanced
 from skerry.messages import Quantiles
 from skerry.mqtt import MqttBus
@@ -72,6 +74,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     json: bool = False
     pictures: bool = False
+    secure: bool = False
+    """Every module with a certificate of its own, and a broker that holds them to their topics."""
 
 
 def run_site(site: Site, options: Options, console: Console) -> Result:
@@ -88,19 +92,22 @@ def run_site(site: Site, options: Options, console: Console) -> Result:
         frames = stack.enter_context(_frames_folder(site, out))
         began = time.monotonic()
         broker = _broker(site, out)
+        certificates = out / "certs"
+        place = Place(
+            state=str(out / "state"), frames=str(frames), output=str(out), bus=_bus_settings(site, broker),
+            cache=_cache(), certificates=str(certificates / "{module}") if options.secure else "",
+        )  # fmt: skip
+        the_plan = plan(site, place)
+        if options.secure:
+            _secure(broker, the_plan, certificates)
         if broker is not None:
             stack.callback(broker.stop)
             broker.start()
-        bus_settings = _bus_settings(site, broker)
-        place = Place(
-            state=str(out / "state"), frames=str(frames), output=str(out), bus=bus_settings, cache=_cache()
-        )
-        the_plan = plan(site, place)
         before = read_counts(the_plan)
         supervisor = Supervisor(the_plan, out / "logs", broker)
         stack.callback(supervisor.stop)
         supervisor.start()
-        bus = MqttBus(bus_settings, site.site, f"run-{os.getpid()}", will=None)
+        bus = MqttBus(place.bus_of("observer"), site.site, f"run-{os.getpid()}", will=None)
         stack.callback(bus.close)
         observer = Observer(bus, began)
         bus.connect()
@@ -279,6 +286,23 @@ def _broker(site: Site, out: Path) -> BrokerProcess | None:
         return None
     kind = None if site.bus.broker == "auto" else site.bus.broker
     return BrokerProcess(out / "broker", port=site.bus.port, kind=kind)
+
+
+def _secure(broker: BrokerProcess | None, the_plan: Plan, folder: Path) -> None:
+    """Give everybody a certificate that lasts, and the broker its rules.
+
+    Raises:
+        ConfigError: the broker is not one that can be told.
+    """
+    if broker is None:
+        raise ConfigError("--secure: expected a broker of our own, got one that the site names in bus.host")
+    if broker.kind != "mosquitto":
+        raise ConfigError(
+            f"--secure: expected mosquitto, got {broker.kind} (apt-get install mosquitto, or bus.broker)"
+        )
+    broker.configuration = secure(
+        folder, the_plan, dt.datetime.now(dt.UTC), port=broker.port, user="root" if os.geteuid() == 0 else ""
+    )
 
 
 def _bus_settings(site: Site, broker: BrokerProcess | None) -> BusSettings:
