@@ -164,8 +164,8 @@ def _days(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= 36500:
-        raise argparse.ArgumentTypeError(f"expected days above 0 and at most 36500, got {text!r}")
+    if not 0 < value <= 3650:
+        raise argparse.ArgumentTypeError(f"expected days above 0 and at most 3650, got {text!r}")
     return value
 
 

@@ -55,7 +55,8 @@ class Wish:
     """What the broker is called; empty: as it was, and at first `HOSTS`."""
     days: float = 365.0
     """How long a certificate lasts."""
-    authority_days: float = 3650.0
+    authority_days: float = 0.0
+    """How long an authority lasts; 0: ten years, or three times what it signs."""
     renew: bool = False
     within: dt.timedelta | None = None
     """Which are renewed: those that end within this; None: within a third of their life."""
@@ -87,7 +88,9 @@ class Keyring:
     def signs(self) -> bool:
         """Whether certificates can be made here: the authority is here, or there is nothing yet."""
         with _reported(self._folder):
-            return (self._folder / AUTHORITY / _CA_KEY).exists() or not self.names()
+            folder = self._folder / AUTHORITY
+            nothing = not self.names() and not (folder / CA_FILE).exists()
+            return (folder / _CA_KEY).exists() or nothing
 
     def names(self) -> list[str]:
         """Whose folders there are, in order."""
@@ -149,6 +152,11 @@ class Keyring:
         _finish(folder / CA_FILE, folder / _CA_KEY)
         its = _pair(folder / CA_FILE, folder / _CA_KEY)
         done = "kept"
+        if its is None and (folder / _CA_KEY).exists():
+            raise ConfigError(
+                f"{AUTHORITY}/{CA_FILE}: expected the certificate of {AUTHORITY}/{_CA_KEY}, got nothing "
+                "(bring it back; without it, remove the whole folder and begin anew)"
+            )
         if its is None:
             its, done = self._new_authority(wish), "made"
         says = self._checked(wish, its)
@@ -172,7 +180,7 @@ class Keyring:
 
     def _new_authority(self, wish: Wish) -> Issued:
         folder = self._folder / AUTHORITY
-        its = new_authority(wish.site, self._now, wish.authority_days)
+        its = new_authority(wish.site, self._now, wish.authority_days or max(3650.0, 3 * wish.days))
         _put(folder / CA_FILE, folder / _CA_KEY, its)
         return its
 

@@ -121,6 +121,26 @@ class TestMaking:
         assert set(done.values()) == {"kept"}
         assert Keyring(ring, NOW).problems(NAMES) == []
 
+    def test_half_an_authority_is_not_replaced(self, ring):
+        key = (ring / "authority" / "ca.key").read_bytes()
+        (ring / "authority" / "ca.crt").unlink()
+        with pytest.raises(ConfigError, match=r"authority/ca\.crt: expected the certificate of"):
+            Keyring(ring, NOW).provide(WISH)
+        assert (ring / "authority" / "ca.key").read_bytes() == key
+
+    def test_authority_whose_key_is_elsewhere_signs_nothing(self, ring):
+        (ring / "authority" / "ca.key").unlink()
+        assert not Keyring(ring, NOW).signs
+        for name in NAMES:
+            (ring / name / "tls.crt").unlink()
+        assert not Keyring(ring, NOW).signs
+
+    def test_long_lives_are_not_cut_short_by_the_authority(self, tmp_path):
+        done = Keyring(tmp_path, NOW).provide(Wish(site="gate2", names=NAMES, days=3650))
+        assert {e.facts.ends for e in done} == {NOW + 3650 * DAY, NOW + 3 * 3650 * DAY}
+        done = Keyring(tmp_path, NOW).provide(Wish(site="gate2", names=NAMES, days=3650, renew=True))
+        assert {e.done for e in done} == {"kept"}
+
     def test_two_at_once_do_not_mix(self, ring):
         with (
             Keyring(ring, NOW)._alone(),
