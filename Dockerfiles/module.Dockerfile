@@ -10,7 +10,8 @@ ARG BUILDER=docker.io/library/python:3.11-bookworm
 
 FROM ${BUILDER} AS wheels
 ARG LOCK
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONHASHSEED=0
 WORKDIR /build
 # `ca` is the certificate of a proxy that opens TLS, where there is one; it is in no layer.
 COPY requirements/build.txt requirements/${LOCK}.txt requirements/

@@ -1,0 +1,122 @@
+"""What images are made of: locks, what is left of the wheels, and the list of it."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from needs import ROOT
+
+LOCKS = ROOT / "requirements"
+PIN = re.compile(r"^([a-z0-9-]+)==(\S+)( ; [^\\]+?)? \\$", re.MULTILINE)
+
+
+def script(name: str) -> types.ModuleType:
+    """A script of ours as a module; it has no ending, and leaves no byte code."""
+    module = types.ModuleType(name.replace("-", "_"))
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    code = compile((ROOT / "scripts" / name).read_text(encoding="utf-8"), name, "exec")
+    module.__dict__["__file__"] = str(ROOT / "scripts" / name)
+    exec(code, module.__dict__)
+    return module
+
+
+assemble, build_images = script("assemble"), script("build-images")
+
+
+def pins(name: str) -> set[tuple[str, str]]:
+    text = (LOCKS / f"{name}.txt").read_text(encoding="utf-8")
+    return {(found, version) for found, version, _ in PIN.findall(text)}
+
+
+@pytest.mark.parametrize("name", [i.lock for i in build_images.IMAGES.values() if i.lock])
+def test_an_image_runs_the_versions_that_are_tested(name):
+    extra = {found for found, _ in pins(name) - pins("dev")}
+    allowed = {"uplink-azure": None, "inference-gpu": {"onnxruntime-gpu"}}.get(name, set())
+    # Azure's uplink is tested in an environment of its own, which is made from its lock.
+    assert allowed is None or extra == allowed
+    assert pins(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("decision", {"numpy", "opencv-python-headless", "zstandard", "cryptography"}),
+        ("buffer", {"numpy", "opencv-python-headless", "pyyaml"}),
+        ("uplink", {"numpy", "opencv-python-headless", "pyyaml"}),
+        ("capture", {"onnxruntime", "openvino", "pyyaml"}),
+        ("inference-openvino", {"onnxruntime", "av"}),
+        ("inference-gpu", {"onnxruntime", "openvino", "av"}),
+    ],
+)
+def test_an_image_has_nothing_that_it_does_not_run(name, without):
+    assert not without & {found for found, _ in pins(name)}
+
+
+def test_every_image_that_a_rendering_can_name_is_one_that_is_built():
+    text = (ROOT / "modules/skerry/deploy/compose.py").read_text(encoding="utf-8")
+    named = set(re.findall(r'"(uplink-azure|inference-\w+)"', text)) | {
+        "broker",
+        "capture",
+        "decision",
+        "buffer",
+    }
+    assert named | {"uplink"} == set(build_images.IMAGES)
+
+
+def installed(place: Path) -> Path:
+    """A distribution as pip leaves it."""
+    files = {
+        "thing/__init__.py": "WORDS = ('a', 'b')\n", "thing/tests/test_thing.py": "", "thing/core.pyi": "",
+        "thing/include/thing.h": "", "bin/thing": "",
+        "thing-1.2.dist-info/METADATA":
+            "Metadata-Version: 2.4\nName: Thing\nVersion: 1.2\nLicense-Expression: MIT\n",
+        "thing-1.2.dist-info/RECORD": "thing/__init__.py,,\n",
+        "pip/__init__.py": "", "pip-25.dist-info/METADATA": "Metadata-Version: 2.1\nName: pip\nVersion: 25\n",
+        "pip-25.dist-info/RECORD": "pip/__init__.py,,\npip-25.dist-info/METADATA,,\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text, encoding="utf-8")
+    return place
+
+
+def trimmed(place: Path) -> dict[str, bytes]:
+    installed(place)
+    assemble.remove_distributions(place, assemble.TOOLS)
+    assemble.drop(place)
+    assemble.compile_all(place)
+    return {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+
+
+def test_pip_tests_stubs_and_headers_are_left_out(tmp_path):
+    tag = sys.implementation.cache_tag
+    assert sorted(trimmed(tmp_path)) == [
+        "thing-1.2.dist-info/METADATA", "thing-1.2.dist-info/RECORD", "thing/__init__.py",
+        f"thing/__pycache__/__init__.{tag}.pyc",
+    ]  # fmt: skip
+
+
+def test_byte_code_is_the_same_wherever_it_is_made_and_whatever_the_date(tmp_path):
+    one = trimmed(tmp_path / "one")
+    assert one == trimmed(tmp_path / "elsewhere/two")
+    assert (
+        b"/opt/skerry/thing/__init__.py"
+        in one[f"thing/__pycache__/__init__.{sys.implementation.cache_tag}.pyc"]
+    )
+
+
+def test_the_list_names_what_is_there_with_licence_and_version(tmp_path):
+    trimmed(tmp_path)
+    listed = assemble.sbom([str(tmp_path)], "skerry-test")
+    assert (listed["bomFormat"], listed["specVersion"]) == ("CycloneDX", "1.5")
+    assert listed["components"] == [
+        {
+            "type": "library", "bom-ref": "pkg:pypi/thing@1.2", "name": "thing", "version": "1.2",
+            "purl": "pkg:pypi/thing@1.2", "licenses": [{"expression": "MIT"}],
+        }
+    ]  # fmt: skip
+    assert json.dumps(listed) == json.dumps(assemble.sbom([str(tmp_path)], "skerry-test"))
