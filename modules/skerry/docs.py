@@ -19,6 +19,7 @@ from msgspec import inspect
 
 from skerry import __version__, channels, messages
 from skerry.channels import CHANNELS, Channel
+from skerry.commands import KINDS
 from skerry.decision.settings import RULES, Rule, RuleSettings, TrackerSettings, Where
 from skerry.desired import adjustable
 from skerry.kinds import NAMES, kind_of
@@ -58,6 +59,10 @@ _PARAMETERS = {
 def documents() -> dict[str, str]:
     """Every generated document: path from the repository's root, and content."""
     schemas = {f"docs/schemas/{c.payload.__name__}.json": _pretty(schema(c.payload)) for c in CHANNELS}
+    schemas |= {
+        f"docs/schemas/command-{name}.json": _pretty(schema(kind.arguments, f"command:{name}"))
+        for name, kind in KINDS.items()
+    }
     return {
         "docs/messages.md": messages_page(),
         "docs/rules.md": rules_page(),
