@@ -1,6 +1,7 @@
 """The compose file of a site: what is in it, and what a changed line of the site changes."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def compose(files: dict[str, str]) -> dict:
     return yaml.safe_load(files[COMPOSE_FILE])
 
 
+@cache
 def demo() -> dict[str, str]:
     return rendered(load_site(ROOT / "sites" / "demo.yaml"))
 
@@ -103,6 +105,14 @@ def test_capture_writes_frames_and_inference_only_reads_them():
     assert document["volumes"]["frames"]["driver_opts"]["type"] == "tmpfs"
     others = ("decision", "buffer", "uplink", "broker")
     assert not [s for s in others if any("frames" in v for v in document["services"][s]["volumes"])]
+
+
+def test_what_comes_from_the_machine_is_read_only(tmp_path):
+    text = SITE + "link: {kind: mqtt, host: far, user: me, password_file: far.txt}\n"
+    services = compose(rendered(site_of(tmp_path, text), secure=True))["services"]
+    bound = [v for service in services.values() for v in service["volumes"] if v.startswith(".")]
+    assert len(bound) == 9  # six certificates, the broker's folder, a package, a password
+    assert all(volume.endswith(":ro") for volume in bound)
 
 
 def test_each_stops_before_the_one_that_it_sends_to():

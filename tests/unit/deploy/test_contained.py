@@ -52,18 +52,18 @@ def test_passwords_are_secrets_and_videos_are_inputs(tmp_path):
 
 def test_a_module_sees_only_the_secrets_that_its_own_settings_name(tmp_path):
     more = (
-        "buffer: {key_file: new.key, old_key_files: [old.key]}\n"
+        "buffer: {key_file: new.key, old_key_files: [old.key, older.key]}\n"
         "link: {kind: mqtt, host: far, user: me, password_file: far.txt}\n"
     )
     the_plan, mounts = planned(site_of(tmp_path, more))
     seen = {p.module: [m.name for m in mounts_of(p, mounts)] for p in the_plan.parts}
     assert seen == {
-        "capture": [], "inference": ["parts"], "decision": [], "buffer": ["new.key", "old.key"],
+        "capture": [], "inference": ["parts"], "decision": [], "buffer": ["new.key", "old.key", "older.key"],
         "uplink": ["far.txt"],
     }  # fmt: skip
     settings = the_plan.of("buffer")[0].settings
     assert isinstance(settings, BufferSettings)
-    assert settings.old_key_files == ("/run/secrets/old.key",)
+    assert settings.old_key_files == ("/run/secrets/old.key", "/run/secrets/older.key")
 
 
 def test_one_file_that_two_name_is_mounted_once(tmp_path):
