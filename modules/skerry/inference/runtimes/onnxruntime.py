@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# The wheels from 1.31 on report to their makers over HTTPS, from the import on; this module talks to nobody.
+# The wheels of 1.31 report to their makers over HTTPS, from the import on; this module talks to nobody.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
