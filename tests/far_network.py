@@ -138,7 +138,7 @@ class FarNetwork:
             deadline = time.monotonic() + 10
             while True:
                 self._listener = subprocess.Popen(
-                    [*command, "-t", "skerry/#", "-q", "1", "-F", "%x"], stdout=heard, stderr=log
+                    [*command, "-t", "skerry/+/far/#", "-q", "1", "-F", "%x"], stdout=heard, stderr=log
                 )
                 time.sleep(0.3)  # refused at once where the broker is not there yet
                 if self._listener.poll() is None:
