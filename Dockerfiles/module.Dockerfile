@@ -25,6 +25,8 @@ ARG WITHOUT=
 RUN python3 assemble wheels wheels --without "${WITHOUT}"
 
 FROM wheels AS code
+# Again: BuildKit hands an argument down to the next stage, buildah does not.
+ARG LOCK
 ARG SOURCE_DATE_EPOCH=0
 COPY pyproject.toml README.md LICENSE ./
 COPY modules modules
