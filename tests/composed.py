@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from skerry import __version__
 from skerry.cli import main
 from skerry.deploy.account import Counts
 from skerry.deploy.compose import COMPOSE_FILE
@@ -19,7 +20,7 @@ from skerry.deploy.plan import Plan, plan
 from skerry.deploy.site import load_site
 
 DOCKER = os.environ.get("SKERRY_ENGINE", "docker")
-READER = os.environ.get("SKERRY_READER", "skerry-decision:0.1.0")
+READER = f"skerry-decision:{__version__}"
 """An image with our code, to look into volumes with."""
 _TALLIES = """
 import json, sys
