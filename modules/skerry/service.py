@@ -421,7 +421,7 @@ def _without_secrets(_logger: Any, _method: str, entry: MutableMapping[str, Any]
 
 
 class _Forgiving:
-    """A sink that is allowed to fail: a log on a full disk must not end what is logged about.
+    """A sink that is allowed to fail: a full disk or a closed stream must not end what is logged about.
 
     Args:
         sink: where lines go.
@@ -432,13 +432,13 @@ class _Forgiving:
 
     def write(self, text: str) -> int:
         """Pass it on, if it can be; half a line may stay behind."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._sink.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Likewise."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._sink.flush()
 
 
