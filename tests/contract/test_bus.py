@@ -107,7 +107,7 @@ class MqttWorld:
 
     def restore(self) -> None:
         self.process.start()
-        eventually(lambda: all(bus.connected for bus in self.buses))
+        eventually(lambda: all(bus.connected for bus in self.buses), 30)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
