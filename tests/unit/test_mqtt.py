@@ -32,7 +32,7 @@ def test_bus_that_was_never_connected_says_no_and_closes():
     assert bus.publish(STATUS, SAMPLES["status"], "m") is False
     bus.close()
     bus.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize(
