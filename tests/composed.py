@@ -124,7 +124,8 @@ def docker(*arguments: str, both: bool = False) -> str:
 def composed(site: Path, folder: Path, *, secure: bool = False) -> Iterator[Composed]:
     """Render a site, start it, and leave nothing of it behind."""
     assert (
-        main(["render", "compose", str(site), "--out", str(folder), *(["--secure"] if secure else [])]) == 0
+        main(["render", "compose", str(site), "--out", str(folder), *([] if secure else ["--plain-bus"])])
+        == 0
     )
     if secure:
         certificates = folder / "certificates"

@@ -122,6 +122,34 @@ def parse_json(kind: type[T], text: str | bytes, where: str) -> T:
     return parse(kind, raw, where)
 
 
+def compact(settings: Settings) -> dict[str, Any]:
+    """Settings as plain data without what is its type's default, so that `parse` gives the same again."""
+    said: dict[str, Any] = {}
+    config = settings.__struct_config__
+    if config.tag_field is not None:
+        said[config.tag_field] = config.tag
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default
+        if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        if default is msgspec.NODEFAULT or value != default:
+            said[field.encode_name] = _compact(value)
+    return said
+
+
+def _compact(value: Any) -> Any:
+    match value:
+        case Settings():
+            return compact(value)
+        case dict():
+            return {key: _compact(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_compact(each) for each in value]
+        case _:
+            return msgspec.to_builtins(value)
+
+
 def problems(kind: object, raw: object, path: str = "$", most: int | None = None) -> list[Problem]:
     """Every way in which `raw` is not a `kind`; empty when it is one.
 

@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_run(commands)
-    _add_check(commands)
-    from skerry.cli import bench, buffer, certs, model, render, unbatch  # noqa: PLC0415 - they only add parsers
+    from skerry.cli import bench, buffer, certs, check, model, render, unbatch  # noqa: PLC0415 - they only add parsers
 
+    _add_set(check.add_command(commands))
     buffer.add_commands(commands)
     bench.add_commands(commands)
     model.add_commands(commands)
@@ -98,18 +98,6 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_set(run)
     _add_output(run, "skerry-out/NAME of the site")
     run.set_defaults(func=_run)
-
-
-def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    check = commands.add_parser(
-        "check",
-        help="every error of a site file at once",
-        description="Check a site file with the modules' own types, its cameras, packages, labels and rules. "
-        "Prints every error, or what the site amounts to; exit code 78 if there is any error.",
-    )
-    check.add_argument("site", type=Path, metavar="SITE", help="the site file, YAML")
-    _add_set(check)
-    check.set_defaults(func=_check)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -167,15 +155,3 @@ def _run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     console = Console(stderr=arguments.json)
     return report(run_site(site, options, console), options, console)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from skerry.deploy.site import load_site  # noqa: PLC0415 - each command imports what it needs
-
-    site = load_site(arguments.site, dict(arguments.arguments))
-    print(f"{arguments.site}: no errors")
-    print(f"  cameras  {', '.join(f'{c.name} ({c.source.__struct_config__.tag})' for c in site.cameras)}")
-    print(f"  models   {', '.join(Path(m.package).name for m in site.models)}")
-    print(f"  rules    {', '.join(f'{r.name} ({r.__struct_config__.tag})' for r in site.rules) or 'none'}")
-    print(f"  link     {site.link.__struct_config__.tag}")
-    return 0

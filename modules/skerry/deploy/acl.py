@@ -28,7 +28,7 @@ READERS = ("observer", "operator")
 SECURE_PORT = 8883
 ACL_FILE, CONFIGURATION_FILE = "acl", "mosquitto.conf"
 
-_GENERATED = "# Written by skerry from the site's modules and cameras; a change is overwritten.\n"
+GENERATED = "# Written by skerry from the site's modules and cameras; a change is overwritten.\n"
 
 
 class Grants(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ def acl(plan: Plan) -> str:
 
     Source: mosquitto.conf(5), acl_file.
     """
-    blocks = [_GENERATED]
+    blocks = [GENERATED]
     for name, its in grants(plan).items():
         lines = [f"user {name}"]
         lines += [f"topic {'readwrite' if t in its.reads else 'write'} {t}" for t in its.writes]
@@ -100,7 +100,7 @@ def broker_configuration(folder: str, *, port: int = SECURE_PORT, address: str =
     listener = f"listener {port} {address}".rstrip()
     become = f"user {user}\n" if user else ""
     return f"""\
-{_GENERATED}{become}{listener}
+{GENERATED}{become}{listener}
 cafile {folder}/{CA_FILE}
 certfile {folder}/{CERTIFICATE_FILE}
 keyfile {folder}/{KEY_FILE}

@@ -40,6 +40,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     """Where each module serves /healthz, /readyz and /metrics; None: it does not."""
+    http_shared: tuple[str, ...] = ()
+    """Kinds of modules that share one network address: the second of them has the next port, and so on."""
 
     def bus_of(self, module: str) -> BusSettings:
         """The bus as one module meets it: with a certificate of its own, where there are such."""
@@ -81,15 +83,20 @@ def plan(site: Site, place: Place) -> Plan:
     """Decide which processes serve a site and what each is told. Pure."""
     cameras = tuple(c.name for c in site.cameras)
     captures = site.captures or {"capture": cameras}
+    kinds = [(module, "capture") for module in captures] + [(kind, kind) for kind in KINDS[1:]]
+    together = [module for module, kind in kinds if kind in place.http_shared]
 
     def shared(module: str, grace_s: float) -> dict[str, Any]:
+        port = place.http_port
+        if port is not None and module in together:
+            port += together.index(module)
         return {
             "site": site.site,
             "module": module,
             "bus": place.bus_of(module),
             "state": str(Path(place.state) / module),
             "http_host": place.http_host,
-            "http_port": place.http_port,
+            "http_port": port,
             "log": place.log,
             "log_level": site.log_level,
             "grace_s": grace_s,

@@ -29,7 +29,17 @@ from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Positive, Problem, Settings, convert, problems
 from skerry.uplink.settings import FileLink, Link, RemoteSettings, Sending
 
-__all__ = ["INPUTS", "Argument", "Site", "SiteBus", "load_site"]
+__all__ = [
+    "INPUTS",
+    "Argument",
+    "ContainerKind",
+    "Resources",
+    "Site",
+    "SiteBus",
+    "Target",
+    "TargetSettings",
+    "load_site",
+]
 
 
 class Argument(Settings, frozen=True, kw_only=True):
@@ -77,10 +87,39 @@ class SiteBuffer(Settings, frozen=True, kw_only=True):
     quarantine_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * 1024 * 1024
 
 
+Target = Literal["compose", "iotedge", "greengrass", "k3s"]
+"""A platform that a site can be rendered for."""
+ContainerKind = Literal["broker", "capture", "inference", "decision", "buffer", "uplink"]
+
+
+class Resources(Settings, frozen=True, kw_only=True):
+    """What one module may take of its device, where it runs in a container."""
+
+    memory_mb: Annotated[int, Meta(ge=16)] | None = None
+    """Bound of its memory, MiB, without the frames, which come on top; null: the built-in one."""
+    cpus: Annotated[float, Meta(ge=0.05, le=256)] | None = None
+    """Bound of the processor time that it takes, in cores; null: none."""
+
+
+class TargetSettings(Settings, frozen=True, kw_only=True):
+    """What differs on one platform."""
+
+    link: Link
+    """The way out there, in place of the site's own."""
+
+
 class Site(Settings, frozen=True, kw_only=True):
     """A site: cameras, models, rules, and the way out."""
 
     site: Name
+    version: Annotated[str, Meta(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}$")] = "1.0.0"
+    """Of this file: raise it with each change that goes to a fleet, Greengrass takes a version once."""
+    device: str = ""
+    """The class of the device that it is for (`skerry check --help` lists them); empty: not said."""
+    resources: dict[ContainerKind, Resources] = msgspec.field(default_factory=dict)
+    """Bounds of a kind of module, where the built-in ones do not fit."""
+    targets: dict[Target, TargetSettings] = msgspec.field(default_factory=dict)
+    """What differs on a platform."""
     arguments: dict[str, Argument] = msgspec.field(default_factory=dict)
     cameras: Annotated[tuple[Camera, ...], Meta(min_length=1)]
     models: Annotated[tuple[ModelUse, ...], Meta(min_length=1)]
@@ -197,7 +236,6 @@ INPUTS = frozenset(
 def _absolute(site: Site, base: Path) -> Site:
     """Resolve the paths of inputs against the site file's folder."""
     replace = msgspec.structs.replace
-    link = site.link if isinstance(site.link, FileLink) else _resolved(site.link, base)
     return replace(
         site,
         cameras=tuple(replace(c, source=_resolved(c.source, base)) for c in site.cameras),
@@ -205,8 +243,14 @@ def _absolute(site: Site, base: Path) -> Site:
         buffer=_resolved(site.buffer, base),
         remote=_resolved(site.remote, base),
         bus=_resolved(site.bus, base),
-        link=link,
+        link=_resolved_link(site.link, base),
+        targets={name: replace(t, link=_resolved_link(t.link, base)) for name, t in site.targets.items()},
     )
+
+
+def _resolved_link(link: Link, base: Path) -> Link:
+    """A link's files, but for the one that is its far end: that is below the output folder."""
+    return link if isinstance(link, FileLink) else _resolved(link, base)
 
 
 S = TypeVar("S", bound=Settings)

@@ -10,8 +10,10 @@ import yaml
 from needs import ROOT
 from skerry.cli import main
 from skerry.deploy.acl import acl
-from skerry.deploy.compose import COMPOSE_FILE, Images, render
+from skerry.deploy.compose import COMPOSE_FILE, render
 from skerry.deploy.contained import contained, place
+from skerry.deploy.deployment import deployment
+from skerry.deploy.images import Images
 from skerry.deploy.plan import Plan, plan
 from skerry.deploy.site import Site, load_site
 from skerry.inference.settings import InferenceSettings
@@ -36,8 +38,7 @@ def site_of(folder: Path, text: str = SITE) -> Site:
 
 
 def rendered(site: Site, *, secure: bool = False, images: Images | None = None) -> dict[str, str]:
-    inside, mounts = contained(site)
-    return render(plan(inside, place(inside, secure=secure)), mounts, images)
+    return render(deployment(site, "compose", secure=secure, images=images))
 
 
 def compose(files: dict[str, str]) -> dict:
@@ -52,7 +53,7 @@ def demo() -> dict[str, str]:
 def test_demo_is_rendered_as_it_was():
     """Compare with the file that people have seen; when a difference is wanted, write it anew:
 
-    skerry render compose sites/demo.yaml --out DIR, and copy compose.yaml and broker/ here.
+    skerry render compose sites/demo.yaml --plain-bus --out DIR, and copy compose.yaml and broker/ here.
     """
     wanted = {
         str(p.relative_to(SNAPSHOT)): p.read_text(encoding="utf-8")
@@ -250,7 +251,7 @@ def test_no_secret_lands_in_a_file(tmp_path, capsys):
     written = [p for p in out.rglob("*") if p.is_file()]
     assert out / "models/parts/model.onnx" in written
     assert not [p for p in written if b"hunter2" in p.read_bytes()]
-    assert f"{out}/secrets/far.txt: put {tmp_path}/far.txt there" in capsys.readouterr().out
+    assert f"secrets/far.txt: put {tmp_path}/far.txt there" in capsys.readouterr().out
 
 
 def test_rendering_again_replaces_the_package(tmp_path):

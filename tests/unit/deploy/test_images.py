@@ -57,7 +57,7 @@ def test_an_image_has_nothing_that_it_does_not_run(name, without):
 
 
 def test_every_image_that_a_rendering_can_name_is_one_that_is_built():
-    text = (ROOT / "modules/skerry/deploy/compose.py").read_text(encoding="utf-8")
+    text = (ROOT / "modules/skerry/deploy/images.py").read_text(encoding="utf-8")
     named = set(re.findall(r'"(uplink-azure|inference-\w+)"', text)) | {
         "broker",
         "capture",

@@ -1,0 +1,93 @@
+"""A site on one platform: everything that a target's files are made from. `deployment` is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from skerry.deploy.contained import BUS_HOST, Mount, contained, place
+from skerry.deploy.containers import Container, containers
+from skerry.deploy.images import Images
+from skerry.deploy.plan import Plan, plan
+from skerry.deploy.site import Site, Target
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Something in a site that a platform will not take, or that its operator should know."""
+
+    where: str
+    """The path in the site file, e.g. `$.cameras[0].name`; of the command line, e.g. `--tag`."""
+    text: str
+    """What is wrong, and what to do: the wanted value before the one seen."""
+    level: Literal["error", "warning"] = "error"
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """A site on one platform."""
+
+    target: Target
+    site: Site
+    """As its containers see it: files are below `/models`, `/inputs` and `/run/secrets`."""
+    plan: Plan
+    containers: tuple[Container, ...]
+    """In the order of starting: the broker first, then who is sent to before who sends."""
+    mounts: tuple[Mount, ...]
+    """Every file of the machine that the site names."""
+    images: Images
+    secure: bool
+    """Whether everybody on the bus has a certificate, and may only say what is theirs."""
+
+    @property
+    def broker(self) -> Container | None:
+        """The broker that comes with the site, unless the site names one."""
+        return next((c for c in self.containers if c.kind == "broker"), None)
+
+    def of(self, kind: str) -> tuple[Container, ...]:
+        """The containers of one kind."""
+        return tuple(c for c in self.containers if c.kind == kind)
+
+    def head(self) -> str:
+        """What a generated file says that it came from, without the sign of a comment."""
+        made = f"Written by skerry render {self.target} from the site {self.site.site}"
+        return f"{made}; change that and render again."
+
+
+class Renderer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line knows of a target."""
+
+    render: Callable[[Deployment], dict[str, str]]
+    """The files, by their path beside each other. Pure, and the same for the same deployment."""
+    findings: Callable[[Deployment], list[Finding]]
+    """What this platform would refuse, or take and then not do."""
+    copies: Callable[[Mount], str]
+    """Where beside the files a model package is copied to, as a folder; empty: nowhere."""
+    told: Callable[[Deployment], list[str]]
+    """Lines that say what is left to do with the files."""
+
+
+def deployment(
+    site: Site, target: Target, *, secure: bool = True, images: Images | None = None
+) -> Deployment:
+    """Put a site on a platform.
+
+    Args:
+        site: as `load_site(..., here=False)` gives it.
+        target: which platform; the site may have another link there.
+        secure: whether the broker that comes with the site wants a certificate of everybody.
+        images: which to name; None: this version's, in no registry.
+    """
+    said = site.targets.get(target)
+    if said is not None:
+        site = msgspec.structs.replace(site, link=said.link)
+    inside, mounts = contained(site)
+    where = place(inside, secure=secure)
+    if target == "k3s":
+        # They are in one pod, since only there can they share memory, and a pod has one address.
+        where = msgspec.structs.replace(where, http_shared=("capture", "inference"))
+    the_plan = plan(inside, where)
+    return Deployment(
+        target=target, site=inside, plan=the_plan, containers=containers(the_plan, mounts, site.resources),
+        mounts=mounts, images=images or Images(), secure=secure and where.bus.host == BUS_HOST,
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Every target, and what any of them would say of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skerry.deploy import compose
+from skerry.deploy.deployment import Deployment, Finding, Renderer
+from skerry.deploy.devices import DEVICES
+from skerry.deploy.site import Site, Target
+
+TARGETS: dict[Target, Renderer] = {"compose": compose.RENDERER}
+
+
+def findings(deployment: Deployment) -> list[Finding]:
+    """What is wrong with a site on a platform, errors first."""
+    found = [
+        *_devices(deployment), *_twice(deployment.site), *_images(deployment),
+        *TARGETS[deployment.target].findings(deployment),
+    ]  # fmt: skip
+    return sorted(found, key=lambda finding: finding.level != "error")
+
+
+def _devices(deployment: Deployment) -> Iterator[Finding]:
+    """What the class of the device does not have."""
+    name = deployment.site.device
+    if not name:
+        return
+    if name not in DEVICES:
+        yield Finding(where="$.device", text=f"expected one of {', '.join(DEVICES)}, got {name!r}")
+        return
+    device = DEVICES[name]
+    taken = sum(container.memory_mb for container in deployment.containers)
+    if taken > device.free_mb:
+        each = ", ".join(f"{c.name} {c.memory_mb}" for c in deployment.containers)
+        yield Finding(
+            where="$.resources",
+            text=f"expected at most the {device.free_mb} MiB that {name} has for modules, got {taken} "
+            f"({each}; less memory_mb, or smaller or fewer frames)",
+        )
+    for container in deployment.containers:
+        if container.cpus is not None and container.cpus > device.cores:
+            yield Finding(
+                where=f"$.resources.{container.kind}.cpus",
+                text=f"expected at most the {device.cores} cores of {name}, got {container.cpus:g}",
+            )
+    for n, model in enumerate(deployment.site.models):
+        needed = {"cuda": "nvidia", "tensorrt": "nvidia", "gpu": "intel-gpu", "npu": "intel-npu"}.get(
+            model.device
+        )
+        if needed is not None and needed not in device.accelerators:
+            has = ", ".join(device.accelerators) or "none"
+            yield Finding(
+                where=f"$.models[{n}].device",
+                text=f"expected an accelerator that {name} has ({has}), got {model.device} ({needed})",
+            )
+
+
+def _twice(site: Site) -> Iterator[Finding]:
+    """A camera's device can be opened once."""
+    seen: dict[str, int] = {}
+    for n, camera in enumerate(site.cameras):
+        device = getattr(camera.source, "device", "")
+        if device and device in seen:
+            yield Finding(
+                where=f"$.cameras[{n}].source.device",
+                text=f"expected a device that nobody else opens, cameras[{seen[device]}] has {device}",
+            )
+        elif device:
+            seen[device] = n
+
+
+def _images(deployment: Deployment) -> Iterator[Finding]:
+    """Names that mean another image tomorrow."""
+    if deployment.images.tag == "latest":
+        yield Finding(
+            where="--tag", text="expected a version, got latest (nobody could say what runs, or go back)"
+        )
+        return
+    loose = sorted({c.image for c in deployment.containers} - deployment.images.digests.keys())
+    if loose:
+        yield Finding(
+            where="--images", level="warning",
+            text=f"expected a digest for each image, {', '.join(loose)} have none (a tag can be moved; "
+            "scripts/build-images --push --report FILE, then --images FILE)",
+        )  # fmt: skip
