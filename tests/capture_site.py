@@ -69,8 +69,8 @@ class Site:
     def of(self, camera: str = "gate") -> list[FrameRef]:
         return [ref for ref in list(self.refs) if ref.camera == camera]
 
-    def say_inference(self, state: str) -> None:
-        self.other.publish(STATUS, Status(module="inference", kind="inference", state=state), "inference")
+    def say(self, kind: str, state: str) -> None:
+        self.other.publish(STATUS, Status(module=kind, kind=kind, state=state), kind)
 
     def _look(self, ref: FrameRef) -> None:
         self.refs.append(ref)

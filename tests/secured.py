@@ -52,9 +52,10 @@ def expected(site: str) -> dict[str, tuple[set[str], set[str]]]:
     both, everyone = ("gate", "hall"), MODULES
     own = ("status", "metrics", "inventory", "reported", "answers")
     mine = ("desired", "commands")
+    fed = ["status/inference", "status/decision"]
     table: dict[str, tuple[list[str], list[str]]] = {
-        "capture-gate": (["frames/gate", "cameras/gate"], ["detections/gate", "status/inference"]),
-        "capture-hall": (["frames/hall", "cameras/hall"], ["detections/hall", "status/inference"]),
+        "capture-gate": (["frames/gate", "cameras/gate"], ["detections/gate", *fed]),
+        "capture-hall": (["frames/hall", "cameras/hall"], ["detections/hall", *fed]),
         "inference": (
             [f"detections/{c}" for c in both],
             [f"{x}/{c}" for c in both for x in ("frames", "cameras")],

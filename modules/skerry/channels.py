@@ -27,7 +27,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Whose = Literal["own", "every", "capture", "inference", "decision", "buffer", "uplink"]
 """Which keys of a channel: what is the module's own (its name, its link, its cameras), those of every module
 of the site, or those of the modules of one kind."""
-Parties = Mapping[Kind, Whose]
+Parties = Mapping[Kind, Whose | tuple[Whose, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ RECEIPTS = Channel(
 STATUS = Channel(
     name="status", address="skerry/{site}/status/{module}", payload=m.Status, qos=1, retain=True,
     doc="State of a module; its last will says `lost`.",
-    writers=_EACH_ITS_OWN, readers={"capture": "inference", "buffer": "uplink", "uplink": "every"},
+    writers=_EACH_ITS_OWN,
+    readers={"capture": ("inference", "decision"), "buffer": "uplink", "uplink": "every"},
 )  # fmt: skip
 CAMERAS = Channel(
     name="cameras", address="skerry/{site}/cameras/{camera}", payload=m.CameraStatus, qos=1, retain=True,

@@ -213,7 +213,10 @@ def _parties(parties: channels.Parties) -> str:
     if tuple(parties) == channels.KINDS and set(parties.values()) == {"own"}:
         return "each module"
     return ", ".join(
-        kind if whose in ("own", "every") else f"{kind} (of {whose})" for kind, whose in parties.items()
+        kind
+        if whose in ("own", "every")
+        else f"{kind} (of {whose if isinstance(whose, str) else ' and '.join(whose)})"
+        for kind, whose in parties.items()
     )
 
 

@@ -111,14 +111,16 @@ def test_fast_source_waits_for_results_but_not_for_ever(site, films):
     assert len(site.refs) == 60
 
 
-def test_fast_source_holds_its_frames_until_inference_is_ready(site, films):
+@pytest.mark.parametrize("last", ["inference", "decision"])
+def test_fast_source_holds_its_frames_until_both_who_need_them_are_ready(site, films, last):
     settings = site.settings(gate(film(films, pace="fast")), consumer_wait_s=60)
     with running(run, settings, site.bus):
-        site.say_inference("starting")
+        site.say({"inference": "decision", "decision": "inference"}[last], "ready")
+        site.say(last, "starting")
         eventually(lambda: site.said)
         eventually(lambda: any(t.name == "camera-gate" for t in threading.enumerate()))
         assert site.refs == []
-        site.say_inference("ready")
+        site.say(last, "ready")
         eventually(lambda: site.state() == "ended")
     assert len(site.refs) == 60
 

@@ -161,7 +161,7 @@ class CaptureSettings(ModuleSettings, frozen=True, kw_only=True):
     fast_wait_s: Positive = 2.0
     """With `pace: fast`, how long to wait for a result before it is counted as overdue."""
     consumer_wait_s: Annotated[float, Meta(ge=0)] = 15.0
-    """With `pace: fast`, how long the first frame waits for an inference module to be ready."""
+    """With `pace: fast`, how long the first frame waits for inference and decision to be ready."""
 
 
 def is_live(source: Source) -> bool:

@@ -58,31 +58,36 @@ class Window:
             return True
 
 
+CONSUMERS = ("inference", "decision")
+"""Kinds of modules that a result goes through; one that nobody hears is lost, however long a frame waits."""
+
+
 class Consumers:
-    """Which inference modules are ready to take frames. Thread-safe.
+    """Which modules are ready for what comes of a frame. Thread-safe.
 
     Args:
-        wait_s: how long to wait for the first one to say so; without one, frames go out all the same.
+        wait_s: how long to wait for the first of a kind to say so; without one, frames go out all the same.
     """
 
     def __init__(self, wait_s: float) -> None:
         self._until = time.monotonic() + wait_s
-        self._ready: frozenset[str] = frozenset()
-        self._seen = False
+        self._ready: frozenset[tuple[str, str]] = frozenset()
+        self._seen: frozenset[str] = frozenset()
 
     def note(self, status: Status) -> None:
         """Take in the state of a module."""
-        if status.kind != "inference":
+        if status.kind not in CONSUMERS:
             return
         if status.state in ("ready", "degraded"):
-            self._ready |= {status.module}
-            self._seen = True
+            self._ready |= {(status.kind, status.module)}
+            self._seen |= {status.kind}
         else:
-            self._ready -= {status.module}
+            self._ready -= {(status.kind, status.module)}
 
     def expected(self) -> bool:
-        """Whether a frame that is sent now can be expected to be taken.
+        """Whether what comes of a frame that is sent now can be expected to be taken.
 
         One that was there and went away is waited for as long as it takes: it is being restarted.
         """
-        return bool(self._ready) or (not self._seen and time.monotonic() > self._until)
+        missing = set(CONSUMERS) - {kind for kind, _ in self._ready}
+        return not missing or (not missing & self._seen and time.monotonic() > self._until)

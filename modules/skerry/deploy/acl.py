@@ -123,11 +123,12 @@ def _topics(plan: Plan, part: Part, side: str) -> Iterator[str]:
                 yield channel.topic(plan.site, key)
 
 
-def _keys(plan: Plan, part: Part, channel: Channel[Any], whose: Whose) -> list[str]:
+def _keys(plan: Plan, part: Part, channel: Channel[Any], whose: Whose | tuple[Whose, ...]) -> list[str]:
     """The values of a channel's key that are a module's own, or those of others, each once."""
     if whose == "own":
         return _own(part, channel)
-    others = [p for p in plan.parts if whose in ("every", p.kind) and _owns(p, channel)]
+    kinds = whose if isinstance(whose, tuple) else (whose,)
+    others = [p for p in plan.parts if {"every", p.kind} & set(kinds) and _owns(p, channel)]
     return list(dict.fromkeys(key for other in others for key in _own(other, channel)))
 
 

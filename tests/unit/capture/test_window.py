@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from skerry.capture.window import Consumers, Window
+import pytest
+
+from skerry.capture.window import CONSUMERS, Consumers, Window
 from skerry.messages import Status
 
 
@@ -53,21 +55,25 @@ def status(state: str, module: str = "inference", kind: str = "inference") -> St
     return Status(module=module, kind=kind, state=state)
 
 
-def test_frames_are_held_until_an_inference_module_is_ready():
+@pytest.mark.parametrize("last", CONSUMERS)
+def test_frames_are_held_until_whoever_needs_them_is_ready(last):
     consumers = Consumers(wait_s=60)
-    consumers.note(status("ready", "decision", "decision"))
-    consumers.note(status("starting"))
+    for kind in set(CONSUMERS) - {last}:
+        consumers.note(status("ready", kind, kind))
+    consumers.note(status("ready", "buffer", "buffer"))
+    consumers.note(status("starting", last, last))
     assert not consumers.expected()
-    consumers.note(status("ready"))
+    consumers.note(status("ready", last, last))
     assert consumers.expected()
 
 
-def test_frames_are_held_while_inference_is_being_restarted():
+@pytest.mark.parametrize("kind", CONSUMERS)
+def test_frames_are_held_while_one_of_them_is_being_restarted(kind):
     consumers = Consumers(wait_s=0)
-    consumers.note(status("ready"))
-    consumers.note(status("lost"))
+    consumers.note(status("ready", kind, kind))
+    consumers.note(status("lost", kind, kind))
     assert not consumers.expected()
-    consumers.note(status("degraded"))
+    consumers.note(status("degraded", kind, kind))
     assert consumers.expected()
 
 
