@@ -1,4 +1,4 @@
-"""One site for every target, and what comes of it: the same events as `skerry run` gives from the same scene.
+"""One site for every target, and what comes of it: the events that `skerry run` gives from it.
 
 A target's test renders `SITE`, starts it as its platform would, waits with `arrived` and compares with `same`.
 """
