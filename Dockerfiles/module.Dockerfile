@@ -5,24 +5,29 @@
 # BUILDER  what builds: the same Python with pip, and `strip` where sizes matter; no layer of it stays
 # LOCK     the file in requirements/ that says which wheels go in
 # WITHOUT  distributions of the lock that BASE brings itself, e.g. numpy on Jetson
+# MACHINE  what wheels call the architecture of the image, e.g. aarch64, where it is not that of BUILDER: the wheels are
+#          chosen by name and unpacked, so next to nothing is emulated
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG BUILDER=docker.io/library/python:3.11-bookworm
 
-FROM ${BUILDER} AS wheels
+FROM --platform=${BUILDPLATFORM} ${BUILDER} AS wheels
 ARG LOCK
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1 \
     PYTHONHASHSEED=0
 WORKDIR /build
 # `ca` is the certificate of a proxy that opens TLS, where there is one; it is in no layer.
 COPY requirements/build.txt requirements/${LOCK}.txt requirements/
+ARG MACHINE=
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
     python3 -m pip install --quiet --require-hashes --no-deps --target /build/tools -r requirements/build.txt && \
+    platforms=; if [ -n "${MACHINE}" ]; then \
+        for glibc in $(seq 17 36); do platforms="$platforms --platform manylinux_2_${glibc}_${MACHINE}"; done; fi && \
     PYTHONPATH=/build/tools python3 -m pip install --quiet --require-hashes --no-deps --no-build-isolation \
-        --target /build/wheels/opt/skerry -r requirements/${LOCK}.txt
+        --target /build/wheels/opt/skerry $platforms -r requirements/${LOCK}.txt
 COPY scripts/assemble ./
 ARG WITHOUT=
-RUN python3 assemble wheels wheels --without "${WITHOUT}"
+RUN python3 assemble wheels wheels --without "${WITHOUT}" --machine "${MACHINE}"
 
 FROM wheels AS code
 # Again: BuildKit hands an argument down to the next stage, buildah does not.

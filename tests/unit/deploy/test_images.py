@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import types
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ LOCKS = ROOT / "requirements"
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)( ; [^\\]+?)? \\$", re.MULTILINE)
 
 
-def script(name: str) -> types.ModuleType:
+def script(name: str, folder: str = "scripts") -> types.ModuleType:
     """A script of ours as a module; it has no ending, and leaves no byte code."""
     module = types.ModuleType(name.replace("-", "_"))
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    code = compile((ROOT / "scripts" / name).read_text(encoding="utf-8"), name, "exec")
-    module.__dict__["__file__"] = str(ROOT / "scripts" / name)
+    code = compile((ROOT / folder / name).read_text(encoding="utf-8"), name, "exec")
+    module.__dict__["__file__"] = str(ROOT / folder / name)
     exec(code, module.__dict__)
     return module
 
 
 assemble, build_images = script("assemble"), script("build-images")
+put_package = script("put-package", "Dockerfiles")
 
 
 def pins(name: str) -> set[tuple[str, str]]:
@@ -121,3 +123,99 @@ def test_the_list_names_what_is_there_with_licence_and_version(tmp_path):
         }
     ]  # fmt: skip
     assert json.dumps(listed) == json.dumps(assemble.sbom([str(tmp_path)], "skerry-test"))
+
+
+def elf(machine: int) -> bytes:
+    return b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little")
+
+
+@pytest.mark.parametrize(
+    ("content", "machine"),
+    [(elf(62), "x86_64"), (elf(183), "aarch64"), (elf(243), None), (b"INPUT(libz.so.1)", None), (b"", None)],
+)
+def test_a_library_says_what_machine_it_is_for(tmp_path, content, machine):
+    (tmp_path / "a.so").write_bytes(content)
+    assert assemble.machine_of(tmp_path / "a.so") == machine
+
+
+def test_a_library_for_another_machine_does_not_get_into_an_image(tmp_path, monkeypatch):
+    place = installed(tmp_path / "opt/skerry")
+    (place / "thing/core.so.1").write_bytes(elf(62))
+    monkeypatch.setattr(sys, "argv", ["assemble", "wheels", str(tmp_path), "--machine", "aarch64"])
+    with pytest.raises(SystemExit, match=r"thing/core\.so\.1: expected code for aarch64, got x86_64"):
+        assemble.main()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "machine"),
+    [
+        ("", "x86_64", ""), ("linux/amd64", "x86_64", ""), ("linux/arm64", "x86_64", "aarch64"),
+        ("linux/arm64", "aarch64", ""), ("linux/arm64/v8", "x86_64", "aarch64"),
+        ("linux/amd64", "aarch64", "x86_64"),
+    ],
+)  # fmt: skip
+def test_wheels_are_chosen_by_name_for_another_architecture_alone(wanted, here, machine):
+    assert build_images.foreign(wanted, here) == machine
+
+
+def test_without_a_name_every_image_is_built_but_the_one_with_a_base_of_its_own():
+    assert set(build_images.chosen(None, [])) == set(build_images.IMAGES) - {"inference-gpu"}
+
+
+def test_a_package_is_built_alone_unless_modules_are_named_too():
+    parts = ROOT / "models/parts"
+    assert set(build_images.chosen(None, [parts])) == {"package-parts"}
+    assert set(build_images.chosen(["decision"], [parts])) == {"package-parts", "decision"}
+
+
+def test_a_folder_that_is_no_package_is_refused(tmp_path):
+    with pytest.raises(ArgumentTypeError, match=r"manifest\.json"):
+        build_images._package(str(tmp_path))
+
+
+def test_a_package_whose_folder_cannot_name_an_image_is_refused(tmp_path):
+    (tmp_path / "My Parts").mkdir()
+    (tmp_path / "My Parts/manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArgumentTypeError, match="'My Parts'"):
+        build_images._package(str(tmp_path / "My Parts"))
+
+
+def read(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def package(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_package_replaces_what_was_there_and_leaves_nothing_beside(tmp_path):
+    volume = tmp_path / "models"
+    volume.mkdir()
+    put_package.put(package(tmp_path / "one", model="1", labels="a"), volume / "parts")
+    put_package.put(package(tmp_path / "two", model="2"), volume / "parts")
+    assert read(volume) == {"parts/model": "2"}
+
+
+@pytest.mark.parametrize("left", [".parts.new", ".parts.old"])
+def test_what_an_interrupted_copy_left_is_cleared(tmp_path, left):
+    volume = tmp_path / "models"
+    package(volume / left, half="of it")
+    package(volume / "parts", model="0")
+    put_package.put(package(tmp_path / "one", model="1"), volume / "parts")
+    assert read(volume) == {"parts/model": "1"}
+
+
+@pytest.mark.parametrize("where", ["parts", ".parts.old"])
+def test_a_package_that_cannot_be_put_leaves_the_one_before(tmp_path, where):
+    """Also if that stands aside, since a run was stopped while it put another in its place."""
+    package(tmp_path / "models" / where, model="1")
+    broken = package(tmp_path / "two")
+    (broken / "model").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="nowhere"):
+        put_package.put(broken, tmp_path / "models/parts")
+    assert read(tmp_path / "models/parts") == {"model": "1"}
