@@ -1,6 +1,7 @@
 """One site for every target, and what comes of it: the events that `skerry run` gives from it.
 
-A target's test renders `SITE`, starts it as its platform would, waits with `arrived` and compares with `same`.
+A target's test renders `SITE`, starts it as its platform would, waits until they have `arrived`, and compares
+with `same`.
 """
 
 import json
