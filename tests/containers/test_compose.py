@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import conformance
 from composed import DOCKER, READER, Composed, composed, docker
 from needs import ROOT
 from skerry.deploy.account import camera_ledger, event_ledger
@@ -139,6 +140,12 @@ def test_nothing_is_written_outside_volumes(site):
 def test_at_the_end_the_ledger_balances(site):
     """Last in this file: it stops the site."""
     assert_balanced(site)
+
+
+def test_the_same_scene_gives_the_same_events_as_a_plain_run(tmp_path):
+    with composed(conformance.SITE, tmp_path, secure=True) as running:
+        eventually(lambda: conformance.arrived(running.delivered()), 180)
+        conformance.same(running.delivered())
 
 
 def test_a_wrong_setting_ends_a_container_with_78():
