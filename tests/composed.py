@@ -103,10 +103,10 @@ class Composed:
 
     def delivered(self) -> list[dict[str, Any]]:
         """The events that the far end has, which is a file here."""
-        code = f"import pathlib; p = pathlib.Path('{OUTPUT}/events.jsonl'); print(p.exists() and p.read_text() or '')"
+        code = f"from pathlib import Path; p = Path('{OUTPUT}/events.jsonl'); print(p.exists() and p.read_text())"
         volume = f"-v={self.project}_output:{OUTPUT}:ro"
         text = docker("run", "--rm", "--entrypoint=python3", volume, READER, "-c", code)
-        return [json.loads(line) for line in text.splitlines() if line]
+        return [json.loads(line) for line in text.splitlines() if line not in ("", "False")]
 
     def count(self, module: str, name: str) -> int:
         """One count of one module."""

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _show(Keyring(arguments.out or arguments.site, now), arguments.out or arguments.site, now)
     if arguments.out is None:
         raise ConfigError("--out: expected a folder for the certificates, got nothing")
-    site = load_site(arguments.site, dict(arguments.arguments))
+    site = load_site(arguments.site, dict(arguments.arguments), here=False)
     place = Place(state="", frames="", output="", bus=BusSettings())
     return _provide(Keyring(arguments.out, now), plan(site, place), site.bus.host, arguments, now)
 

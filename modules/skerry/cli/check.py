@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 
 from skerry.cli.render import add_options, read_deployment, refuse
+from skerry.deploy.acl import identities
+from skerry.deploy.deployment import Deployment, Finding
 from skerry.deploy.devices import DEVICES
 from skerry.deploy.site import Site, load_site
 from skerry.deploy.targets import TARGETS
@@ -30,6 +34,14 @@ def add_command(
         "--target", choices=(*TARGETS, "all"), default=None,
         help="a platform, or all of them; files that the site names need not be on this machine then",
     )  # fmt: skip
+    parser.add_argument(
+        "--secrets", type=Path, default=None, metavar="DIR",
+        help="with --target: look whether this folder has every secret that the site names, as render tells",
+    )  # fmt: skip
+    parser.add_argument(
+        "--certificates", type=Path, default=None, metavar="DIR",
+        help="with --target: look whether this folder of `skerry certs` has good ones for everybody",
+    )  # fmt: skip
     add_options(parser)
     parser.set_defaults(func=run)
     return parser
@@ -46,10 +58,40 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for target in TARGETS if arguments.target == "all" else (arguments.target,):
         its = read_deployment(arguments, target)
-        refuse(its, arguments.site)
+        refuse(
+            its,
+            arguments.site,
+            [*_secrets(its, arguments.secrets), *_certificates(its, arguments.certificates)],
+        )
         TARGETS[target].render(its)
         _print(arguments.site, its.site, target)
     return 0
+
+
+def _secrets(its: Deployment, folder: Path | None) -> Iterator[Finding]:
+    """Secrets that are not in their folder, or are empty."""
+    if folder is None:
+        return
+    for mount in its.mounts:
+        if mount.role != "secrets":
+            continue
+        path = folder / mount.name
+        try:
+            missing = "" if path.stat().st_size else "an empty file"
+        except OSError as error:
+            missing = error.strerror or "an error"
+        for where in its.where(mount) if missing else ():
+            yield Finding(where=where, text=f"expected a secret in {path}, got {missing.lower()}")
+
+
+def _certificates(its: Deployment, folder: Path | None) -> Iterator[Finding]:
+    """What is wrong with the certificates of a secure bus."""
+    if folder is None or not its.secure:
+        return
+    from skerry.deploy.keyring import Keyring  # noqa: PLC0415 - needs cryptography
+
+    for text in Keyring(folder, dt.datetime.now(dt.UTC)).problems(identities(its.plan)):
+        yield Finding(where="--certificates", text=text)
 
 
 def _print(path: Path, site: Site, target: str = "") -> None:

@@ -6,10 +6,11 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from skerry import __version__
-from skerry.deploy.deployment import Deployment, deployment
+from skerry.deploy.deployment import Deployment, Finding, deployment
 from skerry.deploy.images import Images
 from skerry.deploy.site import load_site
 from skerry.deploy.targets import TARGETS, findings
@@ -91,13 +92,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def refuse(its: Deployment, site: Path) -> None:
+def refuse(its: Deployment, site: Path, more: Sequence[Finding] = ()) -> None:
     """Say what is wrong with a deployment: warnings on standard error.
+
+    Args:
+        its: the deployment.
+        site: the site file, for messages.
+        more: what else was found.
 
     Raises:
         ConfigError: with every error.
     """
-    found = findings(its)
+    found = [*findings(its), *more]
     errors = [f"{site.name}: {f.where}: {f.text}" for f in found if f.level == "error"]
     if errors:
         raise ConfigError(errors)

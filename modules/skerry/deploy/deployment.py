@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,6 +48,22 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         """The containers of one kind."""
         return tuple(c for c in self.containers if c.kind == kind)
 
+    @property
+    def link_path(self) -> str:
+        """Where the site file says the link of this target."""
+        return f"$.targets.{self.target}.link" if self.target in self.site.targets else "$.link"
+
+    def where(self, mount: Mount) -> list[str]:
+        """The paths in the site file that name a file of the machine."""
+        link = self.link_path
+        paths = _paths(msgspec.to_builtins(self.site), mount.inside, "$")
+        # The link of this target stands where the site's own is, and what other targets say is not looked at.
+        return [
+            link + p.removeprefix("$.link") if p.startswith("$.link") else p
+            for p in paths
+            if not p.startswith("$.targets")
+        ]
+
     def head(self) -> str:
         """What a generated file says that it came from, without the sign of a comment."""
         made = f"Written by skerry render {self.target} from the site {self.site.site}"
@@ -65,6 +81,20 @@ class Renderer(msgspec.Struct, frozen=True, kw_only=True):
     """Where beside the files a model package is copied to, as a folder; empty: nowhere."""
     told: Callable[[Deployment], list[str]]
     """Lines that say what is left to do with the files."""
+
+
+def _paths(raw: Any, text: str, path: str) -> Iterator[str]:
+    """Where in plain data a text stands."""
+    match raw:
+        case str():
+            if raw == text:
+                yield path
+        case dict():
+            for key, value in raw.items():
+                yield from _paths(value, text, f"{path}.{key}")
+        case list() | tuple():
+            for n, value in enumerate(raw):
+                yield from _paths(value, text, f"{path}[{n}]")
 
 
 def deployment(
