@@ -1,6 +1,6 @@
 # The broker: Mosquitto as Debian packages it, on the same base as the modules, so that a device holds that once.
 #
-# BASE     a Debian with Python 3, which only the health check needs
+# BASE     a Debian with Python 3, which the health check and the entry point need
 # PACKAGE  `mosquitto`, or with a version: `mosquitto=2.0.11-1.2+deb12u2`
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE}
@@ -22,8 +22,9 @@ LABEL org.opencontainers.image.title="Skerry broker" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
-COPY modules/skerry/healthcheck.py /opt/skerry/healthcheck.py
+COPY modules/skerry/healthcheck.py modules/skerry/broker_entry.py /opt/skerry/
 USER 10001:10001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 CMD ["python3", "/opt/skerry/healthcheck.py", "--mqtt", "1883"]
-ENTRYPOINT ["/usr/sbin/mosquitto", "-c", "/etc/skerry/mosquitto.conf"]
+# Becomes Mosquitto: with /etc/skerry/mosquitto.conf, or with what SKERRY_BROKER_CONF and SKERRY_BROKER_ACL say.
+ENTRYPOINT ["python3", "/opt/skerry/broker_entry.py"]
