@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def _measure(model: Path, runtime: str, threads: int, spin: bool, frames: int) -
 
 
 def _onnxruntime(model: Path, threads: int, spin: bool) -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report to their makers unless told not to
     import onnxruntime as ort  # noqa: PLC0415 - one runtime a process
 
     ort.set_default_logger_severity(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 
 from demo_model.grid import CELLS, HEIGHT, OUTPUTS, WIDTH
 from demo_model.network import Detector
 from demo_model.scoring import Found, decode
 from skerry.capture.scene import KINDS
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report to their makers unless told not to
+import onnxruntime  # noqa: E402 - after that
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
