@@ -21,7 +21,7 @@ from demo_model.scoring import Found, decode
 from skerry.capture.scene import KINDS
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report to their makers unless told not to
-import onnxruntime  # noqa: E402 - after that
+import onnxruntime
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
