@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skerry.deploy import compose
+from skerry.deploy import compose, k3s
 from skerry.deploy.deployment import Deployment, Finding, Renderer
 from skerry.deploy.devices import DEVICES
 from skerry.deploy.site import Site, Target
 
-TARGETS: dict[Target, Renderer] = {"compose": compose.RENDERER}
+TARGETS: dict[Target, Renderer] = {"compose": compose.RENDERER, "k3s": k3s.RENDERER}
 
 
 def findings(deployment: Deployment) -> list[Finding]:
