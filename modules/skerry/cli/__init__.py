@@ -48,7 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_run(commands)
-    from skerry.cli import bench, buffer, certs, check, model, render, unbatch  # noqa: PLC0415 - they only add parsers
+    from skerry.cli import (  # noqa: PLC0415 - they only add parsers
+        bench,
+        buffer,
+        certs,
+        check,
+        deploy,
+        model,
+        render,
+        unbatch,
+    )
 
     _add_set(check.add_command(commands))
     buffer.add_commands(commands)
@@ -57,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     unbatch.add_command(commands)
     _add_set(certs.add_command(commands))
     _add_set(render.add_command(commands))
+    for parser_of_site in deploy.add_command(commands):
+        _add_set(parser_of_site)
     return parser
 
 
