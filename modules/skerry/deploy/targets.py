@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skerry.deploy import compose, k3s
+from skerry.deploy import compose, iotedge, k3s
 from skerry.deploy.deployment import Deployment, Finding, Renderer
 from skerry.deploy.devices import DEVICES
 from skerry.deploy.site import Site, Target
 
-TARGETS: dict[Target, Renderer] = {"compose": compose.RENDERER, "k3s": k3s.RENDERER}
+TARGETS: dict[Target, Renderer] = {
+    "compose": compose.RENDERER,
+    "k3s": k3s.RENDERER,
+    "iotedge": iotedge.RENDERER,
+}
 
 
 def findings(deployment: Deployment) -> list[Finding]:
