@@ -1,4 +1,4 @@
-"""What holds for every target: a changed line changes what it should, no secret is rendered, always the same."""
+"""What holds for every target: a changed line changes what it should, and no secret is ever rendered."""
 
 import re
 from pathlib import Path
