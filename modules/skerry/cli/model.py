@@ -1,4 +1,4 @@
-"""`skerry model import` and `skerry model inspect`."""
+"""`skerry model import`, `skerry model inspect` and `skerry model golden`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,18 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )  # fmt: skip
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(func=_inspect)
+    golden = commands.add_parser(
+        "golden",
+        help="keep what a package sees in pictures, for devices to compare with",
+        description="Run a package on pictures, and write them and what it sees into the package. A device "
+        "whose answers differ does not serve with it.",
+    )
+    golden.add_argument("package", type=Path, metavar="PACKAGE", help="folder of the package")
+    golden.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of pictures"
+    )
+    golden.add_argument("--json", action="store_true", help="print one JSON object")
+    golden.set_defaults(func=_golden)
     make = commands.add_parser(
         "import",
         help="make a package of a foreign ONNX file",
@@ -84,6 +96,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
         _print_report(report)
     if report.get("runtimes") and all(m["error"] for m in report["runtimes"]):
         raise PackageError("\n".join(f"{m['runtime']}: {m['error']}" for m in report["runtimes"]))
+    return 0
+
+
+def _golden(arguments: argparse.Namespace) -> int:
+    try:
+        vectors = import_module("skerry.cli.model_golden")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"model golden needs {error.name} (pip install 'skerry[inference]')") from error
+    report = vectors.make(arguments.package, arguments.images)
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    print(f"{report['package']}: compared on {', '.join(report['runtimes'])}")
+    for picture in report["pictures"]:
+        print(f"  {picture['file']}  {picture['objects']:4d} objects  {picture['from']}")
+    if not any(picture["objects"] for picture in report["pictures"]):
+        print("  nothing is seen in any of them: this tells a good model from few bad ones")
     return 0
 
 

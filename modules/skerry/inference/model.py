@@ -109,6 +109,10 @@ class Model:
             decoder = msgspec.structs.replace(self._manifest.decoder, score_threshold=use.score_threshold)
             self._manifest = msgspec.structs.replace(self._manifest, decoder=decoder)
 
+    def look(self, pixels: Pixels) -> Result:
+        """What the model says of one picture: `prepare` and `infer`."""
+        return self.infer([self.prepare(pixels)])[0][0]
+
     def prepare(self, pixels: Pixels, index: int = 0) -> Placement:
         """Put a frame into place `index` of the batch; see `Preprocessor`."""
         return self._inputs[self._turn](pixels, index)

@@ -11,24 +11,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from skerry.messages import Fraction, Name
-from skerry.settings import Settings
+from skerry.settings import Positive, Settings
 
 Text = Annotated[str, Meta(min_length=1)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", max_length=128)]
 """A file inside the package's folder: no path, so a package cannot reach outside itself."""
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+$", min_length=1, max_length=64)]
 Size = Annotated[int, Meta(ge=1, le=8192)]
-Dim = Annotated[int, Meta(ge=1)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Artifact(Settings, frozen=True, kw_only=True):
     """The model file."""
 
     file: FileName = "model.onnx"
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     format: Literal["onnx"] = "onnx"
 
 
@@ -143,6 +144,71 @@ class Classification(Decoding, frozen=True, kw_only=True, tag="classification"):
 Decoder = Parts | YoloV5 | YoloV8 | FastestDet | UltraFace | Ssd | Classification
 
 
+class Sighting(Settings, frozen=True, kw_only=True):
+    """One object in a golden picture, as the package's decoder reports it."""
+
+    label: Text
+    score: Fraction
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 as fractions of the picture."""
+    attributes: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class GoldenPicture(Settings, frozen=True, kw_only=True):
+    """A picture, and what the model sees in it."""
+
+    file: FileName
+    """PNG: the same pixels everywhere."""
+    sha256: Sha256
+    objects: tuple[Sighting, ...] = ()
+
+
+class Golden(Settings, frozen=True, kw_only=True):
+    """What the package answers, through pre-processing, model and decoder: `skerry model golden` writes it.
+
+    A device that answers otherwise does not run the model that was packaged, and does not serve with it.
+    """
+
+    pictures: Annotated[tuple[GoldenPicture, ...], Meta(min_length=1, max_length=32)]
+    score_tolerance: Fraction = 0.02
+    """Largest difference of a score or attribute. A device that computes in 16 bits is within 0.02."""
+    box_tolerance: Fraction = 0.01
+    """Largest difference of a box's side, as a fraction of the picture."""
+
+
+class Budget(Settings, frozen=True, kw_only=True):
+    """What the package may cost on a device; what is left out is not looked at."""
+
+    latency_ms: Positive | None = None
+    """Median of one frame through pre-processing, model and decoder, in milliseconds."""
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+    """What the process grows by with it, in MiB."""
+
+
+class SignalBaseline(Settings, frozen=True, kw_only=True):
+    """What was seen of one signal when the package was made."""
+
+    counts: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1, max_length=1024)]
+    """How often each bin was hit, see `skerry.inference.drift`."""
+    furthest: Fraction
+    """Jensen-Shannon distance from the others of that window which was furthest from them."""
+    windows: Annotated[int, Meta(ge=1)]
+    """How many windows had enough values to be compared."""
+
+
+class Baseline(Settings, frozen=True, kw_only=True):
+    """What cameras showed, and what the model made of it, when the package was made."""
+
+    every_s: Positive
+    """Seconds between two frames that are looked at."""
+    window: Annotated[int, Meta(ge=20, le=10_000)]
+    """Frames that are compared at a time."""
+    in_a_row: Annotated[int, Meta(ge=1, le=100)]
+    """Windows in a row that must be further from the baseline than each of its own."""
+    windows: Annotated[int, Meta(ge=1)]
+    signals: dict[Name, SignalBaseline]
+
+
 class Manifest(Settings, frozen=True, kw_only=True):
     """`manifest.json`."""
 
@@ -156,6 +222,9 @@ class Manifest(Settings, frozen=True, kw_only=True):
     outputs: Annotated[tuple[Output, ...], Meta(min_length=1)]
     decoder: Decoder
     labels: FileName = "labels.txt"
+    golden: Golden | None = None
+    budget: Budget = Budget()
+    baseline: Baseline | None = None
 
 
 def misfits(manifest: Manifest, labels: int) -> list[str]:

@@ -50,7 +50,15 @@ def load(folder: Path) -> Package:
     labels = _labels(folder / manifest.labels, found)
     if labels:
         found += [f"{folder / MANIFEST}: {text}" for text in misfits(manifest, len(labels))]
-    _verify(folder / manifest.artifact.file, manifest.artifact.sha256, found)
+    _verify(folder / manifest.artifact.file, manifest.artifact.sha256, "the model", found)
+    for n, picture in enumerate(manifest.golden.pictures if manifest.golden is not None else ()):
+        _verify(folder / picture.file, picture.sha256, "a golden picture", found)
+        strange = sorted({seen.label for seen in picture.objects} - set(labels))
+        if labels and strange:
+            found.append(
+                f"{folder / MANIFEST}: golden.pictures[{n}]: expected labels of {manifest.labels}, "
+                f"got {', '.join(strange)}"
+            )
     if found:
         raise PackageError("\n".join(found))
     return Package(folder, manifest, labels)
@@ -107,11 +115,11 @@ def _labels(path: Path, found: list[str]) -> tuple[str, ...]:
     return labels
 
 
-def _verify(path: Path, sha256: str, found: list[str]) -> None:
+def _verify(path: Path, sha256: str, what: str, found: list[str]) -> None:
     try:
         seen = digest(path)
     except OSError as error:
-        found.append(f"{path}: expected the model, got {error.strerror} (add the file)")
+        found.append(f"{path}: expected {what}, got {error.strerror} (add the file)")
         return
     if seen != sha256:
         found.append(
