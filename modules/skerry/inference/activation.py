@@ -1,0 +1,244 @@
+"""How a model comes to serve in the place of another: its steps, what is watched, what is remembered. Pure.
+
+    offered -> compatible -> golden -> budget -> shadow -> switched -> probation -> confirmed
+
+What fails up to `shadow` is `refused`; what fails after the switch is `rolled_back`.
+
+A model that serves is never left without another until its successor is confirmed. Where memory does not
+hold both, `unloaded` stands before `golden`, nothing serves from there to `switched`, and there is no shadow:
+nobody is there to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+
+from skerry.inference.agreement import Agreement
+
+Step = Literal[
+    "offered", "compatible", "unloaded", "golden", "budget", "shadow", "switched", "probation", "confirmed",
+    "refused", "rolled_back",
+]  # fmt: skip
+Serving = Literal["old", "new", "none"]
+V = TypeVar("V")
+
+_KEEPING: tuple[Step, ...] = (
+    "offered", "compatible", "golden", "budget", "shadow", "switched", "probation", "confirmed",
+)  # fmt: skip
+_UNLOADING: tuple[Step, ...] = (
+    "offered", "compatible", "unloaded", "golden", "budget", "switched", "probation", "confirmed",
+)  # fmt: skip
+_ENDS: frozenset[Step] = frozenset(("confirmed", "refused", "rolled_back"))
+_NEW: frozenset[Step] = frozenset(("switched", "probation", "confirmed"))
+_NONE: frozenset[Step] = frozenset(("golden", "budget"))
+"""Steps in which nothing serves, where the old model was unloaded."""
+
+_MOST_FAILURES = 0.02
+"""Share of results that may be failures."""
+_FEWEST_FAILURES = 3
+"""Fewer prove nothing."""
+_FEWEST_OBJECTS = 10
+"""Agreement on fewer proves nothing."""
+_FEWEST_TIMES = 20
+_TRIES = 3
+"""Of one version that the process may not survive."""
+_REMEMBERED = 32
+"""Versions that failed here; the one that was tried longest ago is forgotten first."""
+
+
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model is on its way.
+
+    Attributes:
+        title: name@version.
+        digest: of the package.
+        unloads: the old model goes before the new one is loaded.
+        step: the last one that was passed, or the end.
+        said: every step so far, with its reason.
+    """
+
+    title: str
+    digest: str = ""
+    unloads: bool = False
+    step: Step = "offered"
+    said: tuple[tuple[Step, str], ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Nothing comes after it."""
+        return self.step in _ENDS
+
+    @property
+    def serving(self) -> Serving:
+        """Whose results are sent."""
+        if self.step in _NEW:
+            return "new"
+        return "none" if self.unloads and (self.step == "unloaded" or self.step in _NONE) else "old"
+
+    @property
+    def next(self) -> Step:
+        """The step that comes if all goes well.
+
+        Raises:
+            ValueError: it has ended.
+        """
+        order = _UNLOADING if self.unloads else _KEEPING
+        if self.ended:
+            raise ValueError(f"activation of {self.title}: expected one that goes on, got {self.step}")
+        return order[order.index(self.step) + 1]
+
+    def passed(self, reason: str) -> Activation:
+        """The next step is taken.
+
+        Args:
+            reason: why it may be.
+        """
+        return self._at(self.next, reason)
+
+    def failed(self, reason: str) -> Activation:
+        """It does not serve, or not any more; the old model does."""
+        untouched = self.serving == "old"
+        assert not self.ended, "an end is for good"
+        return self._at("refused" if untouched else "rolled_back", reason)
+
+    def _at(self, step: Step, reason: str) -> Activation:
+        return msgspec.structs.replace(self, step=step, said=(*self.said, (step, reason)))
+
+
+class Watch:
+    """What a model does on live frames, held against what it may.
+
+    Args:
+        limit_ms: of the median time for a frame; None: any.
+        least_agreement: with the other model, 0 to 1.
+
+    Attributes:
+        results: seen so far.
+        failures: of these; numbers that are not finite and outputs of another shape are failures.
+        agreement: with the other model, on the frames that both looked at.
+    """
+
+    def __init__(self, limit_ms: float | None, least_agreement: float) -> None:
+        self._limit_ms = limit_ms
+        self._least = least_agreement
+        self._times: deque[float] = deque(maxlen=101)
+        self._reason = ""
+        self.results = self.failures = 0
+        self.agreement = Agreement()
+
+    def note(self, reason: str, ms: float) -> None:
+        """A result came.
+
+        Args:
+            reason: why it is a failure, empty where it is none.
+            ms: of this frame, through pre-processing, model and decoder.
+        """
+        self.results += 1
+        if reason:
+            self.failures += 1
+            self._reason = reason
+        else:
+            self._times.append(ms)
+
+    def compared(self, agreement: Agreement) -> None:
+        """Both models looked at a frame."""
+        self.agreement += agreement
+
+    @property
+    def objection(self) -> str:
+        """Why the model must not serve, empty while nothing is known against it."""
+        if self.failures >= _FEWEST_FAILURES and self.failures > _MOST_FAILURES * self.results:
+            return f"{self.failures} of {self.results} results failed, the last with {self._reason}"
+        if self._limit_ms is not None and len(self._times) >= _FEWEST_TIMES:
+            median = statistics.median(self._times)
+            if median > self._limit_ms:
+                return f"expected at most {self._limit_ms:.1f} ms a frame, got {median:.1f}"
+        share = self.agreement.share
+        if share is not None and self.agreement.either >= _FEWEST_OBJECTS and share < self._least:
+            return f"expected {self._least:.0%} agreement with the other model, got {self.agreement}"
+        return ""
+
+    def __str__(self) -> str:
+        times = f", {statistics.median(self._times):.1f} ms" if self._times else ""
+        return f"{self.results} results, {self.failures} failed{times}, agreement: {self.agreement}"
+
+
+class Attempts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was tried on this device. Kept on disk, so that a version that failed is not tried for ever.
+
+    Attributes:
+        failed: key of a version to why it failed, in order.
+        open: key of a version to how often a try of it was begun and not ended: the process died.
+    """
+
+    failed: dict[str, str] = {}
+    open: dict[str, int] = {}
+
+    def objection(self, key: str, digest: str, force: str) -> str:
+        """Why a version is not to be tried; empty where it may be.
+
+        Args:
+            key: of the version, see `key`.
+            digest: of its package.
+            force: a digest, or its first digits, that is to be tried all the same.
+        """
+        if force and digest.startswith(force):
+            return ""
+        hint = f"set exchange.force to {digest[:12]} to try it again"
+        if key in self.failed:
+            return f"it failed here before: {self.failed[key]} ({hint})"
+        if self.open.get(key, 0) >= _TRIES:
+            return f"the process ended {self.open[key]} times while it was tried ({hint})"
+        return ""
+
+    def begun(self, key: str) -> Attempts:
+        """A try of it begins."""
+        return Attempts(failed=self.failed, open=_last(self.open, key, self.open.get(key, 0) + 1))
+
+    def ended(self, key: str, reason: str | None) -> Attempts:
+        """A try of it ended.
+
+        Args:
+            key: of the version.
+            reason: why it is not to be tried again; empty where it serves; None: neither was found out.
+        """
+        others = {k: n for k, n in self.open.items() if k != key}
+        if reason is None:
+            return Attempts(failed=self.failed, open=others)
+        if reason:
+            return Attempts(failed=_last(self.failed, key, reason), open=others)
+        return Attempts(failed={k: r for k, r in self.failed.items() if k != key}, open=others)
+
+
+def key(digest: str, runtime: str, device: str, threads: int | None) -> str:
+    """What one try is about: a package may fail on one runtime and do well on another."""
+    return f"{digest[:16]} {runtime}/{device}/{threads or 'default'}"
+
+
+def median_at_most(samples: Sequence[float]) -> float:
+    """Upper bound of the median with 95 % confidence, without an assumption on the distribution.
+
+    Args:
+        samples: at least 5.
+
+    Source: Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2 (order statistics).
+    """
+    ordered, n = sorted(samples), len(samples)
+    below = 0.0
+    for k in range(n):
+        below += math.comb(n, k) / 2**n
+        if below >= 0.95:
+            return ordered[min(k, n - 1)]
+    return ordered[-1]
+
+
+def _last(entries: Mapping[str, V], key: str, value: V) -> dict[str, V]:
+    """With one more at the end, and the oldest left out where there are too many."""
+    rest = [(k, v) for k, v in entries.items() if k != key]
+    return dict([*rest, (key, value)][-_REMEMBERED:])
