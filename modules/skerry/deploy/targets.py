@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skerry.deploy import compose, iotedge, k3s
+from skerry.deploy import compose, greengrass, iotedge, k3s
 from skerry.deploy.deployment import Deployment, Finding, Renderer
 from skerry.deploy.devices import DEVICES
 from skerry.deploy.site import Site, Target
@@ -13,6 +13,7 @@ TARGETS: dict[Target, Renderer] = {
     "compose": compose.RENDERER,
     "k3s": k3s.RENDERER,
     "iotedge": iotedge.RENDERER,
+    "greengrass": greengrass.RENDERER,
 }
 
 
