@@ -7,90 +7,37 @@ import datetime as dt
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from skerry.cli.render import add_options, read_deployment, refuse
+from skerry.cli.render import add_options
 from skerry.deploy.acl import BROKER
-from skerry.deploy.archive import Entry, content_name, entries
-from skerry.deploy.contained import BUS_HOST, Mount
-from skerry.deploy.deployment import Deployment
-from skerry.deploy.engine import (
-    Changes,
-    Copy,
-    Options,
-    changes,
-    copies,
-    lines,
-    missing_images,
-    removal,
-    wanted,
-)
-from skerry.errors import ConfigError, Unavailable
+from skerry.deploy.contained import BUS_HOST
+from skerry.errors import Unavailable
 
-if TYPE_CHECKING:
-    from skerry.deploy.docker_engine import Engine
-
-_MISSING = "deploy: expected the extra deploy, got no {name} (pip install 'skerry[deploy]')"
-_CODES = "exit codes of --diff: 0 nothing to do, 1 there are changes; without it, as of every command"
+MISSING = "deploy: expected the extra deploy, got no {name} (pip install 'skerry[deploy]')"
+CODES = "exit codes of --diff: 0 nothing to do, 1 there are changes; without it, as of every command"
 
 
 def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> list[argparse.ArgumentParser]:
     """Add the parsers of `skerry deploy`, and return those that take a site."""
+    from skerry.cli import deploy_docker, deploy_k3s  # noqa: PLC0415 - they take what is below
+
     parser = commands.add_parser(
         "deploy",
         help="put a site on a Docker engine or a k3s cluster, and keep it as its file says",
         description="Look at what is there, show the differences, and make them: a second run does nothing.",
     )
     where = parser.add_subparsers(title="where", metavar="{docker,k3s}", required=True)
-    return [_add_docker(where)]
+    return [deploy_docker.add_parser(where), deploy_k3s.add_parser(where)]
 
 
-def _add_docker(where: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    parser = where.add_parser(
-        "docker",
-        help="a Docker engine, of this machine or the one in DOCKER_HOST",
-        description="Run a site on a Docker engine, as the compose file of `skerry render compose` would, "
-        "without files on its machine: what modules read is copied into volumes. What did not change goes on "
-        "running; what did is stopped in the order of the flow and made anew.",
-        epilog=f"{_CODES}\nexample: skerry deploy docker sites/demo.yaml --certificates certs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add what every place takes."""
     parser.add_argument("site", type=Path, metavar="SITE", help="the site file, YAML")
-    _add_common(parser)
-    parser.add_argument(
-        "--secrets", type=Path, default=None, metavar="DIR",
-        help="folder of the secrets, by the names that `skerry render` tells (default: where the site file "
-        "says)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--inputs", type=Path, default=None, metavar="DIR",
-        help="folder of the videos and pictures (default: where the site file says)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bind", action="append", default=[], metavar="ROLE/NAME=PATH", type=_bind,
-        help="mount this path of the engine's machine in place of a copy, e.g. "
-        "inputs/belt.mp4=/data/belt.mp4; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--render-gid", type=int, default=105, metavar="N",
-        help="number of the group render on the engine's machine, for Intel GPUs and NPUs (default "
-        "%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--state", action="store_true",
-        help="with --remove: what was not delivered, and a file link's events, go too",
-    )  # fmt: skip
-    add_options(parser)
-    parser.set_defaults(func=run_docker)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certificates", type=Path, default=None, metavar="DIR",
-        help="folder of `skerry certs`: who may say what on the bus; needed unless --plain-bus",
+        help="folder of `skerry certs`: who may say what on the bus",
     )  # fmt: skip
     parser.add_argument(
         "--diff", "--dry-run", action="store_true", dest="diff",
@@ -101,148 +48,35 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="how long to wait until everything is healthy, s; 0: do not (default %(default)g)",
     )  # fmt: skip
     parser.add_argument("--remove", action="store_true", help="take the site away again")
+    parser.add_argument(
+        "--state", action="store_true",
+        help="with --remove: what was not delivered, and a file link's events, go too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--secrets", type=Path, default=None, metavar="DIR",
+        help="folder of the secrets, by the names that `skerry render` tells",
+    )  # fmt: skip
+    add_options(parser)
 
 
-def run_docker(arguments: argparse.Namespace) -> int:
-    """Bring an engine to what the site says; returns the exit code.
-
-    Raises:
-        ConfigError: the site file, or what belongs to it, is wrong.
-        Unavailable: the engine does not answer or refuses, an image is missing, or a module stays ill.
-    """
-    its = read_deployment(arguments, "compose")
-    if arguments.remove:
-        return _remove(its, arguments)
-    if arguments.state:
-        raise ConfigError("--state: expected it with --remove, got it alone")
-    refuse(its, arguments.site)
-    options = Options(binds=dict(arguments.bind), render_gid=arguments.render_gid)
-    files = _files(its, copies(its, options), arguments)
-    try:
-        contents = {copy: content_name(found, its.plan.site) for copy, found in files.items()}
-    except OSError as error:
-        raise Unavailable(f"{error.filename}: {error.strerror}") from error
-    want = wanted(its, contents, options)
-    engine = _engine()
-    try:
-        there = engine.look([container.image for container in want.containers])
-        found = changes(want, there)
-        _print(found)
-        missing = missing_images(want, there)
-        if missing:
-            raise Unavailable("\n".join(missing))
-        if arguments.diff:
-            return int(bool(found))
-        if found:
-            engine.apply(found, want, files, _say)
-        if arguments.wait:
-            from skerry.deploy.docker_engine import wait  # noqa: PLC0415 - it is there, `_engine` has seen it
-
-            wait(lambda: engine.health(want), _say, seconds=arguments.wait)
-    finally:
-        engine.close()
-    return 0
-
-
-def _remove(its: Deployment, arguments: argparse.Namespace) -> int:
-    engine = _engine()
-    try:
-        found = removal(its.plan.site, engine.look([]), state=arguments.state)
-        _print(found)
-        if arguments.diff:
-            return int(bool(found))
-        engine.remove(found, _say)
-    finally:
-        engine.close()
-    return 0
-
-
-def _engine() -> Engine:
-    try:
-        from skerry.deploy.docker_engine import connect  # noqa: PLC0415 - the one command that needs it
-    except ImportError as error:
-        raise Unavailable(_MISSING.format(name=error.name)) from error
-    return connect()
-
-
-def _files(its: Deployment, needed: Sequence[Copy], arguments: argparse.Namespace) -> dict[Copy, list[Entry]]:
-    """What goes into each volume.
+def certificate_problems(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the certificates of these.
 
     Raises:
-        ConfigError: with everything that is not there.
+        Unavailable: the folder cannot be read, or `cryptography` is not installed.
     """
-    problems = list(_certificate_problems(its, arguments.certificates))
-    found: dict[Copy, list[Entry]] = {}
-    mounts = {(mount.role, mount.name): mount for mount in its.mounts}
-    for copy in needed:
-        its_files = found.setdefault(copy, [])
-        for name in copy.names:
-            if copy.content == "broker":
-                its_files.append(Entry(name=name, content=_broker_file(its, name)))
-                continue
-            if copy.content == "certificates":
-                path, where = (arguments.certificates or Path()) / copy.owner / name, ["--certificates"]
-                if problems:
-                    continue
-            else:
-                mount = mounts[copy.content, name]
-                path, where = _brought(mount, arguments), its.where(mount)
-            try:
-                its_files += entries(name, path, private=copy.private)
-            except OSError as error:
-                reason = (error.strerror or "an error").lower()
-                problems += [
-                    f"{arguments.site.name}: {at}: expected {copy.content}/{name} in {path}, got {reason}"
-                    for at in where
-                ]
-    if problems:
-        raise ConfigError(problems)
-    return found
-
-
-def _brought(mount: Mount, arguments: argparse.Namespace) -> Path:
-    folder: Path | None = {"secrets": arguments.secrets, "inputs": arguments.inputs}.get(mount.role)
-    return Path(mount.outside) if folder is None else folder / mount.name
-
-
-def _broker_file(its: Deployment, name: str) -> bytes:
-    assert its.broker is not None  # it is the one that has files
-    return its.broker.files[name].encode()
-
-
-def _certificate_problems(its: Deployment, folder: Path | None) -> Iterator[str]:
-    """What is wrong with the certificates of those who need one."""
-    if not its.secure:
-        return
-    if folder is None:
-        yield "--certificates: expected a folder of `skerry certs SITE --out DIR`, got none (or --plain-bus)"
-        return
     try:
         from skerry.deploy.keyring import Keyring  # noqa: PLC0415 - needs cryptography
     except ImportError as error:
         raise Unavailable("deploy: expected cryptography, got nothing (pip install 'skerry[cli]')") from error
-    names = [container.name for container in its.containers if container.identity]
     hosts = (BUS_HOST,) if BROKER in names else ()
     for text in Keyring(folder, dt.datetime.now(dt.UTC)).problems(names, hosts):
         yield f"--certificates: {folder}/{text}"
 
 
-def _print(found: Changes) -> None:
-    for line in lines(found):
-        print(line)
-    if not found:
-        print("nothing to do")
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell a step, with the time of day."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
-def _bind(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not equals or not path.startswith("/"):
-        raise argparse.ArgumentTypeError(f"expected ROLE/NAME=PATH with a whole path, got {text!r}")
-    return name, path
 
 
 def _seconds(text: str) -> float:
