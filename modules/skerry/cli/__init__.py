@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(check.add_command(commands))
     buffer.add_commands(commands)
     bench.add_commands(commands)
-    model.add_commands(commands)
+    _add_set(model.add_commands(commands))
     unbatch.add_command(commands)
     _add_set(certs.add_command(commands))
     _add_set(render.add_command(commands))

@@ -1,4 +1,4 @@
-"""`skerry model import`, `skerry model inspect` and `skerry model golden`."""
+"""`skerry model`: import, inspect and golden; baseline is in a file of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from skerry.cli import model_baseline
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 
@@ -25,8 +26,14 @@ _RANDOM, _PICTURES = 2, 3
 """Inputs that a cleaned-up graph is compared on: noise, and seeded pictures."""
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register `model` and its subcommands; each sets `func`, which returns the exit code."""
+def add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    """Register `model` and its subcommands; each sets `func`, which returns the exit code.
+
+    Returns:
+        The parser of the one that takes a site file.
+    """
     model = subparsers.add_parser("model", help="make and inspect model packages")
     commands = model.add_subparsers(title="commands", metavar="COMMAND", required=True)
     inspect = commands.add_parser(
@@ -77,6 +84,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     make.add_argument("--no-measure", action="store_true", help="do not time the graph before and after")
     make.add_argument("--json", action="store_true", help="print one JSON object")
     make.set_defaults(func=_import)
+    return model_baseline.add_command(commands)
 
 
 def _threads(text: str) -> int:
