@@ -1,0 +1,103 @@
+"""What a repository says of a package, and which of several a device takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from skerry.messages import Name
+from skerry.trust.refusals import WrongSoftware
+
+SEMVER = (
+    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
+    r"(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?$(?!\n)"
+)
+Semver = Annotated[str, Meta(pattern=SEMVER, max_length=64)]
+"""Source: Semantic Versioning 2.0.0, section 2 and 9 to 11."""
+Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
+MOST_BYTES = 4 * 1024 * 1024
+"""Of a package's manifest. Source: OCI Distribution Specification 1.1, "Pushing Manifests", limits."""
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """`custom` of a target: what the signer says of a package."""
+
+    name: Name
+    """The model's, as in its manifest."""
+    version: Semver
+    security_epoch: Epoch = 0
+    """Never decreases on a device; versions within one epoch may go back."""
+    classes: tuple[Name, ...] = ()
+    """Classes of devices that it is for; empty is any."""
+
+
+class TrustedPackage(Described, frozen=True, kw_only=True):
+    """A package that was vouched for: who fetches it compares digest, length and what its manifest says."""
+
+    digest: Digest
+    """Of the OCI image manifest, which names everything else by digest."""
+    length: Annotated[int, Meta(ge=1, le=MOST_BYTES)]
+    """Of the OCI image manifest, in bytes."""
+
+    @property
+    def title(self) -> str:
+        """name@version."""
+        return f"{self.name}@{self.version}"
+
+
+def order(version: str) -> tuple[object, ...]:
+    """A key that sorts semantic versions by precedence.
+
+    Raises:
+        ValueError: it is none.
+
+    Source: Semantic Versioning 2.0.0, section 11.
+    """
+    found = re.match(SEMVER, version)
+    if not found:
+        raise ValueError(f"expected a semantic version, got {version!r}")
+    numbers = tuple(int(n) for n in found.groups()[:3])
+    before = found.group(4)
+    if before is None:
+        return *numbers, 1, ()
+    parts = tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in before.split("."))
+    return *numbers, 0, parts
+
+
+def newest_first(packages: Iterable[TrustedPackage]) -> list[TrustedPackage]:
+    """By epoch, then version, then digest."""
+    return sorted(packages, key=lambda p: (p.security_epoch, order(p.version), p.digest), reverse=True)
+
+
+def choose(
+    packages: Iterable[TrustedPackage], name: str, device_class: str = "", version: str = ""
+) -> TrustedPackage:
+    """The package of a model that a device of a class takes: the newest of the highest epoch.
+
+    Args:
+        packages: those trusted now.
+        name: the model's.
+        device_class: of this device; empty takes only what is for any.
+        version: exactly this one; empty is the newest.
+
+    Raises:
+        WrongSoftware: there is none.
+    """
+    named = [p for p in packages if p.name == name]
+    if not named:
+        raise WrongSoftware(f"model {name}", "expected a package of this model, got none")
+    if version:
+        named = [p for p in named if p.version == version]
+        if not named:
+            raise WrongSoftware(f"model {name}", f"expected version {version}, got none of it")
+    fit = [p for p in named if not p.classes or device_class in p.classes]
+    if not fit:
+        offered = ", ".join(sorted({c for p in named for c in p.classes}))
+        mine = device_class or "of no class"
+        raise WrongSoftware(f"model {name}", f"expected a package for this device ({mine}), got {offered}")
+    return newest_first(fit)[0]
