@@ -29,8 +29,9 @@ from skerry.messages import Answer, Command, Desired, Device, Inventory, ModelIn
 from skerry.redact import cleaned, without_logins
 from skerry.settings import Settings, parse
 
-Apply = Callable[[Any], None]
-"""Takes the new settings, on the module's loop. Raises ConfigError, and changes nothing, if they won't do."""
+Apply = Callable[[Any], object]
+"""Takes the new settings, on the module's loop. Raises ConfigError, and changes nothing, if they won't do.
+Returns False where that takes longer than a turn of the loop: it is asked again, with the newest settings."""
 
 Answerer = Callable[[Any], Mapping[str, Any]]
 """Takes a command's arguments, and returns the body of the answer. `Refused` has a status of its own."""
@@ -73,6 +74,10 @@ class Remote:
         self._changed = threading.Condition()
         self._desired: Desired | None = None
         self._pending: tuple[Desired, Adjusted] | None = None
+        self._slow = False
+        """The loop needs time for what is pending; something newer takes its place."""
+        self._instead: Desired | None = None
+        """What took the place of something slow."""
         self._outcome: tuple[Desired, Adjusted, Sequence[str]] | None = None
         self._ready = False
         self._unannounced = False
@@ -86,14 +91,20 @@ class Remote:
 
     # For the module
 
-    def adjust(self, apply: Apply) -> None:
-        """Give the loop settings that were changed from outside, if there are any. Call it each turn."""
+    def adjust(self, apply: Apply) -> bool:
+        """Give the loop settings that were changed from outside, if there are any. Call it each turn.
+
+        Returns:
+            Whether there are settings that the loop is not done with. False where something that took
+            longer was taken back meanwhile.
+        """
         pending = self._pending
         if pending is None:
-            return
+            return False
         errors: Sequence[str] = ()
+        done = True
         try:
-            apply(pending[1].live)
+            done = apply(pending[1].live) is not False
         except ConfigError as error:
             errors = error.problems
         except SkerryError as error:
@@ -103,9 +114,15 @@ class Remote:
             log.exception("desired.failed", version=pending[0].version)
             errors = (f"internal: {type(error).__name__}: {error}",)
         with self._changed:
-            self._pending = None
-            self._outcome = (*pending, errors)
+            self._slow = not done
+            if done:
+                if self._pending is not pending and self._desired is None:
+                    # Taken back in this very moment, by the settings before; now it is judged by these.
+                    self._desired = self._instead
+                self._pending = None
+                self._outcome = (*pending, errors)
             self._changed.notify_all()
+            return self._pending is not None
 
     def answer(self, name: str, arguments: type[Settings], answerer: Answerer) -> None:
         """Let `answerer` answer a command. It runs on the commands' thread and may take its time."""
@@ -219,7 +236,7 @@ class Remote:
                     or self._outcome is not None
                     or self._ready
                     or self._unannounced
-                    or (self._desired is not None and self._pending is None)
+                    or (self._desired is not None and (self._pending is None or self._slow))
                 )
             )
             return not self._stopped
@@ -230,8 +247,9 @@ class Remote:
             unannounced, self._unannounced = self._unannounced, False
             outcome, self._outcome = self._outcome, None
             message = None
+            before = self._pending
             # While the loop has one in its hands, the next waits: each is judged by what counts then.
-            if self._pending is None and outcome is None:
+            if (before is None or self._slow) and outcome is None:
                 message, self._desired = self._desired, None
         if ready and self._adjuster.on_trial:
             self._adjuster.ready()
@@ -242,15 +260,19 @@ class Remote:
         if outcome is not None:
             self._settle(*outcome)
         if message is not None:
-            self._consider(message)
+            self._consider(message, before)
 
-    def _consider(self, message: Desired) -> None:
+    def _consider(self, message: Desired, before: tuple[Desired, Adjusted] | None) -> None:
+        """Judge a message; it takes the place of `before`, which the loop is slow with."""
         made = self._adjuster.look_at(message)
+        with self._changed:
+            if self._pending is not before:  # the loop was done with it meanwhile: that is settled first
+                self._desired = self._desired or message
+                return
+            self._pending = None if made is None else (message, made)
+            self._instead = message
         if made is None:
             self._tell()
-            return
-        with self._changed:
-            self._pending = (message, made)
 
     def _settle(self, message: Desired, made: Adjusted, errors: Sequence[str]) -> None:
         if errors:

@@ -114,6 +114,66 @@ class TestDesired:
         site.turns(("2", "applied"))
         assert [settings.fps for settings in site.applied] == [5, 6]
 
+    def test_what_takes_longer_than_a_turn_is_asked_for_again_and_said_when_it_is_done(self, site):
+        seen = []
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        for _ in range(3):
+            assert site.remote.adjust(lambda settings: seen.append(settings.fps) or False)
+        assert site.reports == []
+        assert not site.remote.adjust(lambda settings: seen.append(settings.fps))
+        eventually(lambda: site.said == ("1", "applied"))
+        assert seen == [5, 5, 5, 5]
+        assert site.remote.settings.fps == 5
+
+    def test_what_is_desired_next_takes_the_place_of_what_the_loop_is_slow_with(self, site):
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        assert site.remote.adjust(lambda _: False)
+        site.desire("2", fps=6)
+        eventually(lambda: site.remote._pending[0].version == "2")
+        seen = []
+        assert site.remote.adjust(lambda settings: seen.append(settings.fps) or False)
+        assert seen == [6]
+        site.turns(("2", "applied"))
+        assert [report.version for report in site.reports] == ["2"]
+
+    def test_what_the_loop_is_slow_with_can_be_taken_back(self, site):
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        assert site.remote.adjust(lambda _: False)
+        site.desire("2")
+        eventually(lambda: site.said == ("2", "applied"))
+        assert not site.remote.adjust(site.applied.append)
+        assert site.applied == []
+        assert site.remote.settings.fps == 1
+
+    def test_what_is_taken_back_as_the_loop_is_done_with_it_is_judged_again(self, site):
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        assert site.remote.adjust(lambda _: False)
+
+        def done_too_late(settings: Odd) -> None:
+            site.applied.append(settings)
+            site.desire("2")
+            eventually(lambda: site.said == ("2", "applied"))
+
+        site.remote.adjust(done_too_late)
+        # The loop goes by the first one now, so the second has to be taken over as well.
+        eventually(lambda: site.turn() or [settings.fps for settings in site.applied] == [5, 1])
+        eventually(lambda: site.said == ("2", "applied"))
+        assert site.remote.settings.fps == 1
+
+    def test_what_the_loop_is_slow_with_counts_after_a_restart_only_once_it_is_done(
+        self, site, tmp_path, deployed
+    ):
+        site.desire("1", fps=5)
+        eventually(lambda: site.remote._pending is not None)
+        assert site.remote.adjust(lambda _: False)
+        assert Adjuster(deployed, tmp_path / "desired.json", check).now.fps == 1
+        site.turns(("1", "applied"))
+        assert Adjuster(deployed, tmp_path / "desired.json", check).now.fps == 5
+
     def test_of_a_flood_the_newest_counts_and_the_loop_sees_few(self, site):
         for n in range(1, 1001):
             site.desire(str(n), fps=n % 90 + 1)
