@@ -127,9 +127,10 @@ def _before(deployment: Deployment, container: Container) -> Iterator[str]:
         yield "esac"
     yield f"docker rm --force {shlex.quote(name_of(deployment, container.name))} >/dev/null 2>&1 || true"
     for network, option in _networks(deployment, container):
-        ask = f"docker network inspect {network} >/dev/null 2>&1"
-        # Another component may be making it at this moment.
-        yield f"{ask} || docker network create {option}{network} >/dev/null || {ask}"
+        make = f"docker network inspect {network} >/dev/null 2>&1 || "
+        make += f"docker network create {option}{network} >/dev/null"
+        # Docker makes a second one of the same name for who asks at the same moment, and then takes neither.
+        yield f"flock /run/{network_of(deployment)}.lock sh -c {shlex.quote(make)}"
     if container.settings is not None:
         yield f'SKERRY_SETTINGS=$(cat "{{artifacts:path}}/{SETTINGS_FILE}")'
         yield "export SKERRY_SETTINGS"
