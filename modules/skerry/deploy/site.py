@@ -213,6 +213,10 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
     if not isinstance(raw, str):
         return raw
 
+    if not _is_text(raw):
+        unknown.append((path, "expected text, got half of a surrogate pair (write the character itself)"))
+        return ""
+
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in values:
@@ -222,6 +226,11 @@ def _substitute(raw: Any, values: Mapping[str, str], path: str, unknown: list[Pr
         return values.get(name, "")
 
     return re.sub(r"\$\{(\w+)\}", value, raw)
+
+
+def _is_text(raw: str) -> bool:
+    """Whether it can be written in UTF-8: YAML lets a half of a pair through."""
+    return not any("\ud800" <= character <= "\udfff" for character in raw)
 
 
 INPUTS = frozenset(

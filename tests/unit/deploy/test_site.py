@@ -309,3 +309,10 @@ def test_a_site_for_another_machine_still_has_a_package_and_limits(tmp_path: Pat
         "$.models[0].package",
         "$.buffer.lanes.alarm.limit_bytes",
     ]
+
+
+def test_a_text_that_no_file_could_hold_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("site: test", 'site: test\nlink: {kind: mqtt, host: far, user: "\\ud83e"}')
+    assert problems_of(tmp_path, text) == [
+        "site.yaml: $.link.user: expected text, got half of a surrogate pair (write the character itself)"
+    ]
