@@ -234,7 +234,7 @@ def test_settings_arrive_as_they_are_whatever_is_in_them(variant, tmp_path):
     site = yaml.safe_load(conformance.SITE.read_text(encoding="utf-8"))
     site["models"] = [{"package": str(ROOT / "models/parts")}]
     site.pop("link")
-    link = json.dumps({"kind": "mqtt", "host": "far.invalid", "user": HOSTILE})
+    link = json.dumps({"kind": "mqtt", "host": "far.invalid", "user": HOSTILE}, ensure_ascii=False)
     with core(tmp_path, variant, link, yaml.safe_dump(site)) as device:
         script, environment, _ = device.step("uplink", "startup" if variant == "nucleus" else "run")
         # The start alone: this far end is never there. A network beside the site's own is made for it.
