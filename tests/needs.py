@@ -5,6 +5,7 @@ fails the test that needs it, so a suite that quietly tests less cannot be green
 """
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -93,6 +94,23 @@ def loop_works() -> bool:
     return subprocess.run(["losetup", "--find"], capture_output=True, check=False).returncode == 0
 
 
+@cache
+def kustomize_works() -> bool:
+    """Whether kubectl has a kustomize of this age; Debian 12's does not know `patches` with a target."""
+    if shutil.which("kubectl") is None:
+        return False
+    patch = {"target": {"kind": "ConfigMap"}, "patch": '[{"op": "add", "path": "/data", "value": {}}]'}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "kustomization.yaml").write_text(
+            json.dumps({"patches": [patch], "resources": ["x.yaml"]})
+        )
+        Path(folder, "x.yaml").write_text(
+            '{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}'
+        )
+        command = ["kubectl", "kustomize", folder]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def compiler_works() -> bool:
     """Whether there is a C compiler."""
     return shutil.which("cc") is not None
@@ -116,6 +134,7 @@ small_disks = unless(small_disks_work(), "needs to run as root, and to mount a t
 loop_devices = unless(
     loop_works(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
 )
+kustomize = unless(kustomize_works(), "needs kubectl 1.21 or later (kubernetes.io/docs/tasks/tools)")
 compiler = unless(compiler_works(), "needs a C compiler (apt-get install gcc libc6-dev)")
 root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")

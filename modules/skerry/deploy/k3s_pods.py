@@ -367,7 +367,9 @@ def _volumes(deployment: Deployment, container: Container) -> Iterator[Object]:
 
 def _secret_volume(name: str, keys: list[str]) -> Object:
     items = [{"key": key, "path": key} for key in keys]
-    return {"name": name, "secret": {"secretName": name, "defaultMode": _KEY_MODE, "items": items}}
+    # `optional` is what it is by default; podman 4.3 falls over it where it is not said.
+    secret = {"secretName": name, "defaultMode": _KEY_MODE, "optional": False, "items": items}
+    return {"name": name, "secret": secret}
 
 
 def _secrets(deployment: Deployment) -> Iterator[SecretKeys]:
