@@ -77,7 +77,7 @@ def _names(deployment: Deployment) -> Iterator[Finding]:
 
 def _link(deployment: Deployment) -> Iterator[Finding]:
     link = deployment.site.link
-    where = "$.targets.iotedge.link" if "iotedge" in deployment.site.targets else "$.link"
+    where = deployment.link_path
     match link:
         case GreengrassLink():
             yield Finding(where=f"{where}.kind", text="expected azure or another link, got greengrass (there "
