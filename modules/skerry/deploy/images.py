@@ -19,11 +19,17 @@ class Images(msgspec.Struct, frozen=True, kw_only=True):
     digests: dict[str, str] = msgspec.field(default_factory=dict)
     """`sha256:...` by name of the image, e.g. of `buffer`; an image with a digest is never another one."""
 
-    def reference(self, name: str) -> str:
-        """How an engine is told of an image."""
+    def reference(self, name: str, *, tag_and_digest: bool = True) -> str:
+        """How an engine is told of an image.
+
+        Args:
+            name: of the image, e.g. `buffer`.
+            tag_and_digest: whether a tag, which is for people then, stands beside a digest.
+        """
         prefix = f"{self.registry.rstrip('/')}/" if self.registry else ""
         digest = f"@{self.digests[name]}" if name in self.digests else ""
-        return f"{prefix}skerry-{name}:{self.tag}{digest}"
+        tag = f":{self.tag}" if tag_and_digest or not digest else ""
+        return f"{prefix}skerry-{name}{tag}{digest}"
 
 
 def image_of(part: Part) -> str:

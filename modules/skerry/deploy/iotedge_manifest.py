@@ -172,10 +172,12 @@ def _system(name: str, memory_mb: int) -> dict[str, str]:
 
 
 def _module(deployment: Deployment, container: Container, order: int, architecture: Architecture) -> Json:
-    image = deployment.images.reference(container.image)
+    # The agent takes a tag or a digest, and calls both together "not in the right format".
+    image = deployment.images.reference(container.image, tag_and_digest=False)
     env = shown(environment(container))
     return {
-        "version": deployment.site.version,
+        # Not the site's: a module whose version is another one is created anew, whatever else is the same.
+        "version": deployment.images.tag,
         "type": "docker",
         "status": "running",
         "restartPolicy": "always",

@@ -347,11 +347,11 @@ def test_a_class_of_device_has_one_architecture(tmp_path):
 def test_images_are_pulled_from_a_registry_and_without_one_they_are_there(tmp_path):
     its = modules(files(tmp_path))
     assert {module["imagePullPolicy"] for module in its.values()} == {"on-create"}
-    assert (
-        its["buffer"]["settings"]["image"] == f"registry.example/site/skerry-buffer:0.1.0@sha256:{'0' * 64}"
-    )
-    assert its["uplink"]["settings"]["image"].startswith("registry.example/site/skerry-uplink-azure:")
+    assert its["buffer"]["settings"]["image"] == f"registry.example/site/skerry-buffer@sha256:{'0' * 64}"
+    assert its["uplink"]["settings"]["image"].startswith("registry.example/site/skerry-uplink-azure@")
+    assert {module["version"] for module in its.values()} == {IMAGES.tag}
     its = modules(files(tmp_path, images=Images()))
+    assert its["buffer"]["settings"]["image"] == "skerry-buffer:0.1.0"
     assert {module["imagePullPolicy"] for module in its.values()} == {"never"}
 
 
@@ -395,7 +395,12 @@ def test_the_twin_of_the_uplink_is_a_desired_state_with_the_sites_version(tmp_pa
     desired = twin(its["deployment.json"], "uplink")
     assert parse_json(Document, json.dumps(desired), "it").version == "1.2.3"
     assert "desired.version = 'twin/1.2.3'" in json.loads(its["metrics.json"])["queries"]["applied"]
-    assert {module["version"] for module in modules(its).values()} == {"1.2.3"}
+
+
+def test_another_version_of_the_site_alone_changes_no_module(tmp_path):
+    """The agent creates a module anew whose version is another one."""
+    assert modules(files(tmp_path)) == modules(files(tmp_path, SITE + AZURE + "version: 1.2.3\n"))
+    assert {module["version"] for module in modules(files(tmp_path)).values()} == {IMAGES.tag}
 
 
 def test_a_desired_state_from_a_file_leaves_the_twin_alone(tmp_path):
@@ -620,3 +625,14 @@ def test_no_secret_lands_in_a_file(tmp_path, capsys):
     assert f"device/secrets/far.txt: put {tmp_path}/far.txt there" in said
     assert "device becomes /var/lib/skerry/test on the device" in said
     assert "--content deployment.json" in said
+
+
+def test_every_image_has_a_form_that_the_agent_takes(tmp_path):
+    """The pattern is the agent's own: Azure/iotedge, DockerConfig.cs, ImageRegexPattern."""
+    pattern = re.compile(r"^(?P<repo>([^/]*/)*)(?P<image>[^/:]+)(?P<tag>:[^/:]+)?$")
+    port = Images(registry="registry.example:5000/x", digests=IMAGES.digests)
+    for images in (IMAGES, Images(), Images(registry="registry.example:5000/x"), port):
+        for module in modules(files(tmp_path, images=images)).values():
+            found = pattern.match(module["settings"]["image"])
+            assert found is not None, module["settings"]["image"]
+            assert found["tag"], "the agent would take latest"
