@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from skerry.deploy import compose, greengrass, iotedge, k3s
 from skerry.deploy.deployment import Deployment, Finding, Renderer
@@ -17,10 +19,15 @@ TARGETS: dict[Target, Renderer] = {
 }
 
 
+_REGISTRY = r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+"""Source: distribution/reference, the grammar of image references."""
+
+
 def findings(deployment: Deployment) -> list[Finding]:
     """What is wrong with a site on a platform, errors first."""
     found = [
-        *_devices(deployment), *_twice(deployment.site), *_images(deployment),
+        *_devices(deployment), *_twice(deployment.site), *_hosts(deployment), *_images(deployment),
         *TARGETS[deployment.target].findings(deployment),
     ]  # fmt: skip
     return sorted(found, key=lambda finding: finding.level != "error")
@@ -75,9 +82,38 @@ def _twice(site: Site) -> Iterator[Finding]:
             seen[device] = n
 
 
+def _hosts(deployment: Deployment) -> Iterator[Finding]:
+    """Addresses that mean the container itself."""
+    site = deployment.site
+    said = {"$.bus.host": site.bus.host, f"{deployment.link_path}.host": getattr(site.link, "host", "")}
+    addresses = {f"{deployment.link_path}.url": getattr(site.link, "url", "")}
+    addresses |= {
+        f"$.cameras[{n}].source.url": getattr(c.source, "url", "") for n, c in enumerate(site.cameras)
+    }
+    said |= {where: urlsplit(url).hostname or "" for where, url in addresses.items()}
+    for where, host in said.items():
+        if host == "localhost" or host.startswith("127.") or host == "::1":
+            yield Finding(
+                where=where,
+                text=f"expected a host that a container reaches, got {host} (which is the container itself)",
+            )
+
+
 def _images(deployment: Deployment) -> Iterator[Finding]:
-    """Names that mean another image tomorrow."""
-    if deployment.images.tag == "latest":
+    """Names that are none, or mean another image tomorrow."""
+    images = deployment.images
+    if images.registry and not re.fullmatch(_REGISTRY, images.registry.rstrip("/")):
+        yield Finding(
+            where="--registry",
+            text=f"expected host[:port][/path] in lower case and without https://, got {images.registry!r}",
+        )
+    if not re.fullmatch(_TAG, images.tag):
+        yield Finding(
+            where="--tag",
+            text=f"expected letters, digits, _, . and -, at most 128 and no . or - first, got {images.tag!r}",
+        )
+        return
+    if images.tag == "latest":
         yield Finding(
             where="--tag", text="expected a version, got latest (nobody could say what runs, or go back)"
         )

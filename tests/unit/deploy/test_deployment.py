@@ -144,6 +144,42 @@ def test_an_image_called_latest_is_an_error_and_one_without_digest_a_warning(tmp
     assert not findings(pinned)
 
 
+@pytest.mark.parametrize(
+    ("images", "where"),
+    [
+        (Images(tag=""), "--tag"), (Images(tag="-1"), "--tag"), (Images(tag="1:2"), "--tag"),
+        (Images(registry="https://r.example"), "--registry"), (Images(registry="R.example"), "--registry"),
+    ],
+)  # fmt: skip
+def test_an_image_that_nobody_can_be_called_is_an_error(tmp_path, images, where):
+    assert [at for at, _ in errors(on(tmp_path, images=images))] == [where]
+
+
+def test_registries_have_ports_and_paths(tmp_path):
+    for registry in ("registry.example", "registry.example:5000", "10.0.0.1:5000/a/b_c/d-e", "r.example/x/"):
+        assert not errors(on(tmp_path, images=Images(registry=registry)))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("bus: {host: localhost}\n", "$.bus.host"),
+        ("link: {kind: mqtt, host: 127.0.0.1}\n", "$.link.host"),
+        ("link: {kind: http, url: 'http://[::1]:8080/events'}\n", "$.link.url"),
+        ("targets: {compose: {link: {kind: mqtt, host: localhost}}}\n", "$.targets.compose.link.host"),
+    ],
+)
+def test_an_address_that_is_the_container_itself_is_an_error(tmp_path, text, where):
+    assert [at for at, _ in errors(on(tmp_path, text=text))] == [where]
+
+
+def test_a_camera_that_would_be_the_container_itself_is_an_error(tmp_path):
+    camera = "{kind: rtsp, url: 'rtsp://localhost:8554/a'}"
+    (tmp_path / "site.yaml").write_text(SITE.replace("{kind: synthetic}", camera), encoding="utf-8")
+    its = deployment(load_site(tmp_path / "site.yaml", here=False), "compose")
+    assert [where for where, _ in errors(its)] == ["$.cameras[0].source.url"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_check_says_what_a_site_amounts_to_on_a_target(target, capsys):
     assert main(["check", str(ROOT / "sites" / "demo.yaml"), "--target", target]) == 0
