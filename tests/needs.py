@@ -135,6 +135,12 @@ loop_devices = unless(
     loop_works(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
 )
 kustomize = unless(kustomize_works(), "needs kubectl 1.21 or later (kubernetes.io/docs/tasks/tools)")
+podman = unless(
+    os.geteuid() == 0
+    and all(shutil.which(name) or Path("/usr/sbin", name).exists() for name in ("podman", "runc"))
+    and Path("/usr/libexec/podman/catatonit").exists(),
+    "needs to run as root, with podman (apt-get install podman catatonit runc)",
+)
 compiler = unless(compiler_works(), "needs a C compiler (apt-get install gcc libc6-dev)")
 root = unless(os.geteuid() == 0, "needs to run as root")
 strace = unless(_strace(), "needs strace (apt-get install strace)")
