@@ -1,0 +1,1 @@
+"""Models onto this device: fetched, verified, kept, and fallen back from."""
