@@ -242,8 +242,8 @@ def _kept(kind: type[Kept], document: str, root: Root) -> Kept | None:
     try:
         found = read(kind, document.encode(), f"kept {kind.type}")
         require(root, found, f"kept {kind.type}")
-    except Untrusted as error:
-        log.info("trust.kept_document_dropped", reason=str(error))
+    except Untrusted:
+        log.info("trust.kept_document_dropped", role=kind.type, root=root.version)
         return None
     return found.signed
 

@@ -14,7 +14,7 @@ from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from skerry.trust.documents import public, read, require, signed_at, time_text
-from skerry.trust.packages import MOST_BYTES, Described, TrustedPackage
+from skerry.trust.packages import MOST_BYTES, Described, TrustedPackage, newest_first
 from skerry.trust.refusals import (
     Altered,
     Frozen,
@@ -239,13 +239,14 @@ def _check_meta(meta: MetaFile, where: str) -> None:
 
 
 def packages(targets: Targets) -> tuple[TrustedPackage, ...]:
-    """Every package that targets list, in their order.
+    """Every package that targets list: by name, of one name the newest first.
 
     Raises:
         Malformed: one of them is no package.
     """
     where = f"{targets.version}.targets.json"
-    return tuple(_package(path, target, where) for path, target in targets.targets.items())
+    listed = newest_first(_package(path, target, where) for path, target in targets.targets.items())
+    return tuple(sorted(listed, key=lambda package: package.name))
 
 
 def _package(path: str, target: TargetFile, where: str) -> TrustedPackage:
