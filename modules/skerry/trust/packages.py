@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -10,18 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from skerry.messages import Name
+from skerry.models.oci import MANIFEST_BYTES, Digest, Epoch, Semver
 from skerry.trust.refusals import WrongSoftware
-
-SEMVER = (
-    r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?$(?!\n)"
-)
-Semver = Annotated[str, Meta(pattern=SEMVER, max_length=64)]
-"""Source: Semantic Versioning 2.0.0, section 2 and 9 to 11."""
-Epoch = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
-MOST_BYTES = 4 * 1024 * 1024
-"""Of a package's manifest. Source: OCI Distribution Specification 1.1, "Pushing Manifests", limits."""
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +30,7 @@ class TrustedPackage(Described, frozen=True, kw_only=True):
 
     digest: Digest
     """Of the OCI image manifest, which names everything else by digest."""
-    length: Annotated[int, Meta(ge=1, le=MOST_BYTES)]
+    length: Annotated[int, Meta(ge=1, le=MANIFEST_BYTES)]
     """Of the OCI image manifest, in bytes."""
 
     @property
@@ -49,24 +38,38 @@ class TrustedPackage(Described, frozen=True, kw_only=True):
         """name@version."""
         return f"{self.name}@{self.version}"
 
+    def require(self, *, name: str, version: str, security_epoch: int, length: int) -> None:
+        """Compare what the package says of itself with what was signed of it.
 
-def order(version: str) -> tuple[object, ...]:
+        Args:
+            name: in its config.
+            version: in its config.
+            security_epoch: in its config.
+            length: of its manifest, in bytes.
+
+        Raises:
+            WrongSoftware: it is another, whatever its digest.
+        """
+        wanted = self.name, self.version, self.security_epoch, self.length
+        seen = name, version, security_epoch, length
+        for field, one, other in zip(
+            ("name", "version", "security_epoch", "length"), wanted, seen, strict=True
+        ):
+            if one != other:
+                raise WrongSoftware(
+                    self.title, f"{field}: expected {one}, which was signed, got {str(other)[:80]}"
+                )
+
+
+def order(version: Semver) -> tuple[object, ...]:
     """A key that sorts semantic versions by precedence.
-
-    Raises:
-        ValueError: it is none.
 
     Source: Semantic Versioning 2.0.0, section 11.
     """
-    found = re.match(SEMVER, version)
-    if not found:
-        raise ValueError(f"expected a semantic version, got {version!r}")
-    numbers = tuple(int(n) for n in found.groups()[:3])
-    before = found.group(4)
-    if before is None:
-        return *numbers, 1, ()
+    core, _, before = version.partition("+")[0].partition("-")
+    numbers = tuple(int(n) for n in core.split("."))
     parts = tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in before.split("."))
-    return *numbers, 0, parts
+    return (*numbers, 0, parts) if before else (*numbers, 1, ())
 
 
 def newest_first(packages: Iterable[TrustedPackage]) -> list[TrustedPackage]:

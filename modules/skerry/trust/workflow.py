@@ -13,8 +13,9 @@ import msgspec
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from skerry.models.oci import MANIFEST_BYTES
 from skerry.trust.documents import public, read, require, signed_at, time_text
-from skerry.trust.packages import MOST_BYTES, Described, TrustedPackage, newest_first
+from skerry.trust.packages import Described, TrustedPackage, newest_first
 from skerry.trust.refusals import (
     Altered,
     Frozen,
@@ -253,8 +254,8 @@ def _package(path: str, target: TargetFile, where: str) -> TrustedPackage:
     found = _TARGET.fullmatch(path)
     if not found or target.hashes.get("sha256") != found.group(1):
         raise Malformed(where, f"expected {BLOBS} and the sha256 of it, got {path[:90]!r}")
-    if type(target.length) is not int or not 0 < target.length <= MOST_BYTES:
-        raise Malformed(where, f"{path}: expected 1 to {MOST_BYTES} bytes, got {str(target.length)[:20]}")
+    if type(target.length) is not int or not 0 < target.length <= MANIFEST_BYTES:
+        raise Malformed(where, f"{path}: expected 1 to {MANIFEST_BYTES} bytes, got {str(target.length)[:20]}")
     try:
         said = msgspec.convert(target.custom, Described)
     except msgspec.ValidationError as error:

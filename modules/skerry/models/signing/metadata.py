@@ -114,6 +114,23 @@ def next_root(
     return Metadata(root)
 
 
+def changes(before: Root, after: Root) -> list[str]:
+    """What a root changes, one a line: whoever approves it should have read it."""
+    said = [f"root {before.version} -> {after.version}, ends {after.expires:%Y-%m-%d}"]
+    for name in ROLES:
+        old, new = before.roles[name], after.roles[name]
+        said += [f"{name}: gets key {keyid}" for keyid in new.keyids if keyid not in old.keyids]
+        said += [f"{name}: loses key {keyid}" for keyid in old.keyids if keyid not in new.keyids]
+        said += [
+            f"{name}: key {keyid} becomes another key"
+            for keyid in new.keyids
+            if keyid in old.keyids and before.keys[keyid] != after.keys.get(keyid)
+        ]
+        if old.threshold != new.threshold:
+            said.append(f"{name}: {old.threshold} -> {new.threshold} of {len(new.keyids)} keys have to sign")
+    return said
+
+
 def approve(draft: Metadata[Root], before: Root | None, signers: Sequence[Signer]) -> list[str]:
     """Sign a root with those keys that it or the root before knows; returns their ids.
 

@@ -16,6 +16,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Time
 
 from skerry import durable
 from skerry.errors import ConfigError, Unavailable
+from skerry.models import oci
 from skerry.models.signing import metadata as making
 from skerry.models.signing.metadata import Lasting, RoleName, Signed, well_signed
 from skerry.settings import parse_json
@@ -241,6 +242,8 @@ def create(
         missing = draft.signed.roles[role].threshold - len(at_hand & {*draft.signed.roles[role].keyids})
         if missing > 0:
             raise ConfigError(f"{role}: expected {missing} more of its keys (--keys FOLDER)")
+    if not (folder / oci.LAYOUT_FILE).exists():
+        write(folder, {oci.INDEX_FILE: oci.make_index(()), oci.LAYOUT_FILE: oci.LAYOUT})
     settings = msgspec.json.format(msgspec.json.encode(lasting)) + b"\n"
     write(folder, {SETTINGS: settings})
     write(folder / METADATA, {"1.root.json": root})
