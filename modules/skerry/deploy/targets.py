@@ -27,7 +27,8 @@ _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 def findings(deployment: Deployment) -> list[Finding]:
     """What is wrong with a site on a platform, errors first."""
     found = [
-        *_devices(deployment), *_twice(deployment.site), *_hosts(deployment), *_images(deployment),
+        *_devices(deployment), *_twice(deployment.site), *_hosts(deployment), *_logins(deployment.site),
+        *_images(deployment),
         *TARGETS[deployment.target].findings(deployment),
     ]  # fmt: skip
     return sorted(found, key=lambda finding: finding.level != "error")
@@ -96,6 +97,16 @@ def _hosts(deployment: Deployment) -> Iterator[Finding]:
             yield Finding(
                 where=where,
                 text=f"expected a host that a container reaches, got {host} (which is the container itself)",
+            )
+
+
+def _logins(site: Site) -> Iterator[Finding]:
+    """A password in an address would stand in what is rendered."""
+    for n, camera in enumerate(site.cameras):
+        if urlsplit(getattr(camera.source, "url", "")).password:
+            yield Finding(
+                where=f"$.cameras[{n}].source.url",
+                text="expected an address without a password, got one with it (user and password_file)",
             )
 
 

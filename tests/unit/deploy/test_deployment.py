@@ -135,6 +135,15 @@ def test_a_camera_device_that_two_open_is_an_error(tmp_path):
     assert [where for where, _ in errors(its)] == ["$.cameras[2].source.device"]
 
 
+def test_a_password_in_an_address_is_an_error_that_does_not_repeat_it(tmp_path):
+    camera = "  - {name: gate, source: {kind: rtsp, url: 'rtsp://me:hunter2@192.0.2.1/1'}}\n"
+    (tmp_path / "site.yaml").write_text(SITE.replace("models:", f"{camera}models:"), encoding="utf-8")
+    its = deployment(load_site(tmp_path / "site.yaml", here=False), "compose")
+    [(where, said)] = errors(its)
+    assert where == "$.cameras[1].source.url"
+    assert "hunter2" not in said
+
+
 def test_an_image_called_latest_is_an_error_and_one_without_digest_a_warning(tmp_path):
     assert [where for where, _ in errors(on(tmp_path, images=Images(tag="latest")))] == ["--tag"]
     its = on(tmp_path)
