@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from urllib.parse import urlsplit
 
 from skerry.capture.settings import MjpegSource, RtspSource, V4l2Source
 from skerry.deploy.deployment import Deployment, Finding
-from skerry.deploy.k3s_network import Far, link_ends
+from skerry.deploy.k3s_network import link_ends
 from skerry.deploy.k3s_pods import camera_resource, namespace, package_image
 from skerry.uplink.settings import AzureLink, EdgeIdentity, GreengrassLink, MqttLink
 
@@ -69,7 +66,7 @@ def _packages(deployment: Deployment) -> Iterator[Finding]:
     """A package comes as an image of its folder's name."""
     for mount in (m for m in deployment.mounts if m.role == "models"):
         folder = Path(mount.outside).name
-        where = _where(deployment, mount.inside)
+        where = deployment.where(mount)[0]
         if not _IMAGE.fullmatch(mount.name):
             yield Finding(
                 where=where,
@@ -106,7 +103,7 @@ def _images(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _link(deployment: Deployment) -> Iterator[Finding]:
-    where = _link_path(deployment)
+    where = deployment.link_path
     match deployment.site.link:
         case GreengrassLink():
             yield Finding(
@@ -128,13 +125,9 @@ def _link(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _hosts(deployment: Deployment) -> Iterator[Finding]:
-    """A pod has a loopback of its own, and the cluster's DNS."""
-    for where, (host, _) in _far(deployment):
-        if _loopback(host):
-            yield Finding(
-                where=where, text=f"expected a host that a pod reaches, got {host} (that is the pod itself)"
-            )
-        elif host.endswith(".local"):
+    """A pod asks the cluster's DNS for names."""
+    for where, host in _far(deployment):
+        if host.endswith(".local"):
             yield Finding(
                 where=where, level="warning",
                 text=f"expected an address, or a name that the cluster's DNS knows, got {host} (mDNS ends at "
@@ -142,17 +135,15 @@ def _hosts(deployment: Deployment) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _far(deployment: Deployment) -> Iterator[tuple[str, Far]]:
+def _far(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """Every host that the site names, with its path."""
     site = deployment.site
     for n, camera in enumerate(site.cameras):
         if isinstance(camera.source, RtspSource | MjpegSource):
-            host = re.sub(r"^\w+://(?:[^@/]*@)?(\[[^\]]*\]|[^:/]*).*$", r"\1", camera.source.url)
-            yield f"$.cameras[{n}].source.url", (host.strip("[]"), 0)
-    for far in link_ends(site.link):
-        yield _link_path(deployment), far
-    if site.bus.host:
-        yield "$.bus.host", (site.bus.host, site.bus.port)
+            yield f"$.cameras[{n}].source.url", urlsplit(camera.source.url).hostname or ""
+    for host, _ in link_ends(site.link):
+        yield deployment.link_path, host
+    yield "$.bus.host", site.bus.host
 
 
 def _cameras(deployment: Deployment) -> Iterator[Finding]:
@@ -190,7 +181,7 @@ def _keys(deployment: Deployment) -> Iterator[Finding]:
     for mount in deployment.mounts:
         if mount.role == "secrets" and not _KEY.fullmatch(mount.name):
             yield Finding(
-                where=_where(deployment, mount.inside),
+                where=deployment.where(mount)[0],
                 text="expected a file whose name can be a key (letters, digits, -, _ and .), "
                 f"got {mount.name!r}",
             )
@@ -213,35 +204,3 @@ def _sizes(deployment: Deployment) -> Iterator[Finding]:
                 text=f"expected at most {_CONFIG_MAP_BYTES} bytes of the broker's rules, got {taken} (make "
                 "it several sites)",
             )
-
-
-def _link_path(deployment: Deployment) -> str:
-    return f"$.targets.{deployment.target}.link" if deployment.target in deployment.site.targets else "$.link"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
-
-
-def _where(deployment: Deployment, inside: str) -> str:
-    """The path in the site file of the setting that names a file; the first, where several do."""
-    for path, text in _texts(msgspec.to_builtins(msgspec.structs.replace(deployment.site, targets={})), "$"):
-        if text == inside:
-            return path.replace("$.link", _link_path(deployment), 1) if path.startswith("$.link") else path
-    return "$"
-
-
-def _texts(raw: Any, path: str) -> Iterator[tuple[str, str]]:
-    match raw:
-        case str():
-            yield path, raw
-        case dict():
-            for key, value in raw.items():
-                yield from _texts(value, f"{path}.{key}")
-        case list() | tuple():
-            for n, value in enumerate(raw):
-                yield from _texts(value, f"{path}[{n}]")

@@ -656,13 +656,6 @@ ERRORS = {
         "rules:", f"targets: {{k3s: {{link: {AZURE_AUTO}}}}}\nrules:",
         "$.targets.k3s.link.identity", "got auto",
     ),
-    "loopback link": (
-        "rules:", "link: {kind: mqtt, host: localhost}\nrules:", "$.link", "that is the pod itself",
-    ),
-    "loopback bus": ("rules:", "bus: {host: 127.0.0.1}\nrules:", "$.bus.host", "that is the pod itself"),
-    "loopback camera": (
-        "{kind: synthetic}", "{kind: rtsp, url: 'rtsp://[::1]:554/x'}", "$.cameras[0].source.url", "got ::1",
-    ),
     "key": (
         "rules:", "link: {kind: mqtt, host: far, user: u, password_file: my pass}\nrules:",
         "$.link.password_file", "got 'my pass'",
@@ -692,6 +685,8 @@ WARNINGS = {
         "{kind: synthetic}", "{kind: rtsp, url: 'rtsp://cam.local/1'}",
         "$.cameras[0].source.url", "cam.local",
     ),
+    "mdns bus": ("rules:", "bus: {host: bus.local}\nrules:", "$.bus.host", "bus.local"),
+    "mdns link": ("rules:", "link: {kind: mqtt, host: far.local}\nrules:", "$.link", "far.local"),
     "camera without password": (
         "{kind: synthetic}", "{kind: rtsp, url: 'rtsp://cam/1', user: viewer}",
         "$.cameras[0].source.password_file", "'viewer'",
