@@ -16,9 +16,9 @@ BOX = (0.5, 0.5, 0.25, 0.5)
 """cx, cy, w, h of the one object that `bright` and `moody` see."""
 
 
-def bright_model(batch: int | str = 1) -> onnx.ModelProto:
+def bright_model(batch: int | str = 1, box: tuple[float, float, float, float] = BOX) -> onnx.ModelProto:
     """Sees one bolt whose objectness is the picture's mean brightness (0 to 1)."""
-    return _model(_bright_nodes(), batch)
+    return _model(_bright_nodes(), batch, box=box)
 
 
 def moody_model() -> onnx.ModelProto:
@@ -37,6 +37,55 @@ def moody_model() -> onnx.ModelProto:
     return _model(nodes, 1)
 
 
+def banded_model(how: str, low: float = 0.57, high: float = 0.63) -> onnx.ModelProto:
+    """As `bright`, but for brightness between `low` and `high`: there it answers NaN, or fails to run."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    nodes = [
+        *_bright_nodes(out="seen"),
+        helper.make_node("Sub", ["m", "middle"], ["off"]),
+        helper.make_node("Abs", ["off"], ["distance"]),
+        helper.make_node("Sub", ["distance", "half"], ["beyond"]),
+    ]
+    if how == "nan":
+        nodes += [
+            helper.make_node("Sqrt", ["beyond"], ["root"]),
+            helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+        ]
+    else:
+        nodes += [
+            helper.make_node("Sign", ["beyond"], ["sign"]),
+            helper.make_node("Sub", ["sign", "one"], ["index_f"]),  # 0 beyond the band, -2 in it
+            helper.make_node("Cast", ["index_f"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["one_zero", "index"], ["nothing"]),
+        ]
+    nodes.append(helper.make_node("Add", ["seen", "nothing"], ["out"]))
+    constants = {
+        "middle": np.array(middle, np.float32),
+        "half": np.array(half, np.float32),
+        "one": np.array(1, np.float32),
+        "one_zero": np.zeros(1, np.float32),
+    }
+    return _model(nodes, 1, constants)
+
+
+def grown_model() -> onnx.ModelProto:
+    """As `bright`, but a light picture makes its output a row longer."""
+    nodes = [
+        *_bright_nodes(out="seen"),
+        helper.make_node("Concat", ["seen", "seen"], ["twice"], axis=1),
+        helper.make_node("Greater", ["m", "light"], ["lighter"]),
+        helper.make_node("Reshape", ["lighter", "flat"], ["second"]),
+        helper.make_node("Concat", ["yes", "second"], ["which"], axis=0),
+        helper.make_node("Compress", ["twice", "which"], ["out"], axis=1),
+    ]
+    constants = {
+        "light": np.array(0.9, np.float32),
+        "flat": np.array([1], np.int64),
+        "yes": np.array([True]),
+    }
+    return _model(nodes, 1, constants, "n")
+
+
 def _bright_nodes(out: str = "out") -> list[onnx.NodeProto]:
     return [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2, 3], keepdims=1),
@@ -46,9 +95,15 @@ def _bright_nodes(out: str = "out") -> list[onnx.NodeProto]:
     ]
 
 
-def _model(nodes: list[onnx.NodeProto], batch: int | str) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto],
+    batch: int | str,
+    more: dict[str, np.ndarray] | None = None,
+    rows: int | str = 1,
+    box: tuple[float, float, float, float] = BOX,
+) -> onnx.ModelProto:
     rest = np.zeros((1, 1, 9), np.float32)
-    rest[0, 0] = [*BOX, 0, 1, 0, 0, 0.25]
+    rest[0, 0] = [*box, 0, 1, 0, 0, 0.25]
     slope = np.zeros((1, 1, 9), np.float32)
     slope[0, 0, 4] = 1
     constants = {
@@ -59,13 +114,14 @@ def _model(nodes: list[onnx.NodeProto], batch: int | str) -> onnx.ModelProto:
         "zero": np.array(0, np.float32),
         "five": np.array(5, np.float32),
         "four_zeros": np.zeros(4, np.float32),
+        **(more or {}),
     }
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, HEIGHT, WIDTH])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, 1, 9])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [batch, rows, 9])],
         [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -319,6 +319,8 @@ class ModelInUse(msgspec.Struct, frozen=True, kw_only=True):
     """What runs it, and on which device, e.g. `openvino/cpu`."""
     cameras: tuple[str, ...] = ()
     """Empty: every camera that no other model names."""
+    exchange: str = ""
+    """The model that is on its way to take its place, and how far it is, e.g. `parts@1.1.0: shadow`."""
 
 
 class Inventory(Message, frozen=True, kw_only=True):

@@ -180,13 +180,20 @@ def test_desired_settings_outlive_kills_restarts_and_a_forgetful_broker(tmp_path
         assert operator.next_detection("belt").objects == ()
         assert exits(run, "capture") == [-signal.SIGKILL, 75]
 
-        # A package that is not there: the start with it fails, and the one after goes by what was before.
-        patch = {"models": {"0": {"score_threshold": 1.0, "package": "/nowhere/package"}}}
+        # A package that is not there is refused at once.
+        patch = {"models": {"0": {"score_threshold": 0.5, "package": "/nowhere/package"}}}
+        operator.desire("inference", "lost", patch)
+        report = operator.told("inference", "lost", "refused")
+        assert "/nowhere/package/manifest.json: expected a model package" in report.errors[0]
+        assert operator.next_detection("belt").objects == ()
+
+        # A device that is not there: the start with it fails, and the one after goes by what was before.
+        patch = {"models": {"0": {"score_threshold": 1.0, "device": "cuda"}}}
         operator.desire("inference", "2", patch)
-        assert operator.told("inference", "2").restart == ("models.0.package",)
+        assert operator.told("inference", "2").restart == ("models.0.device",)
         operator.restart("inference", "again")
         report = operator.told("inference", "2", "refused")
-        assert "the module did not start with it: /nowhere/package/manifest.json" in report.errors[0]
+        assert "the module did not start with it: device: cuda is not in this onnxruntime" in report.errors[0]
         assert operator.next_detection("belt").objects == ()
         assert exits(run, "inference") == [75, 75, 75]
         operator.restart("inference", "and-again")  # the broker repeats what failed; it is not tried again

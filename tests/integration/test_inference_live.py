@@ -76,9 +76,9 @@ def test_no_frame_is_lost_under_a_flood_of_thresholds(site):
 def test_what_needs_a_restart_is_said_and_changes_nothing_now(site):
     camera = site.camera()
     with site.running():
-        report = site.apply("1", package="/nowhere", threads=2, score_threshold=0.7)
+        report = site.apply("1", device="cuda", batch={"max": 2}, score_threshold=0.7)
         assert report.state == "applied"
-        assert report.restart == ("models.0.package", "models.0.threads")
+        assert report.restart == ("models.0.device", "models.0.batch.max")
         camera.shoot(0.6)
         eventually(lambda: site.results)
         assert site.results[0].model == "tiny@1.0"

@@ -159,12 +159,12 @@ class TestSettings:
         assert made.live.cameras[1].fps is None
 
     def test_what_waits_for_a_restart_is_named_and_does_not_count_yet(self):
-        patch = {"models": {"1": {"package": "c", "score_threshold": 0.7, "batch": {"max": 4}}}}
+        patch = {"models": {"1": {"device": "gpu", "score_threshold": 0.7, "batch": {"max": 4}}}}
         made = adjusted(INFERENCE, INFERENCE, patch, nothing, "m")
-        assert made.restart == ("models.1.package", "models.1.batch.max")
-        assert made.live.models[1].package == "b"
+        assert made.restart == ("models.1.device", "models.1.batch.max")
+        assert made.live.models[1].device == "cpu"
         assert made.live.models[1].score_threshold == 0.7
-        assert made.whole.models[1].package == "c"
+        assert made.whole.models[1].device == "gpu"
         made = adjusted(CAPTURE, CAPTURE, {"cameras": {"hall": {"width": 320, "fps": 3}}}, nothing, "m")
         assert made.restart == ("cameras.hall.width",)
         assert made.live.cameras[1].width is None
@@ -342,7 +342,8 @@ def test_what_may_be_changed_is_listed_by_path():
     ]
     changes = {f.path: f.change for f in (*adjustable(CaptureSettings), *adjustable(InferenceSettings))}
     assert changes["cameras.NAME.more_masks"] == "live"
-    assert changes["models.NAME.package"] == "restart"
+    assert changes["models.NAME.package"] == "live"
+    assert changes["models.NAME.device"] == "restart"
     paths = [path for path, *_ in adjustable(CaptureSettings)]
     assert "cameras.NAME.masks" not in paths
     assert len(paths) == len(set(paths))

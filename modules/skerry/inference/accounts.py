@@ -23,7 +23,8 @@ class Accounts:
 
     Reasons of drops: `restart` (captured while this module was away), `killed` (in the hands of a
     predecessor that was killed), `not_received` (lost on the bus), `superseded` (a newer frame came
-    first), `frame_gone` (overwritten in the frame store), `stopping` (came too late to be finished).
+    first), `frame_gone` (overwritten in the frame store), `exchange` (its model was unloaded to make room
+    for another), `stopping` (came too late to be finished).
     """
 
     def __init__(self, tally: Tally) -> None:

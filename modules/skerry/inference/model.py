@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -82,7 +83,8 @@ class Model:
         Raises:
             PackageError, ConfigError, Unavailable: see `open_session`.
         """
-        package = packages.load(Path(use.package))
+        # Resolved: a link that is moved to another version must not change what this session is made anew of.
+        package = packages.load(Path(use.package).resolve())
         self.package = package
         self.batch = min(use.batch.max, package.manifest.input.batch)
         self.deadline_s = use.batch.deadline_ms / 1000 if self.batch > 1 else 0.0
@@ -101,6 +103,29 @@ class Model:
         self.failures = 0
         self._session: Session | None = open_session(self.runtime, package, self._place)
         self._session.run(zeros(self._session))
+
+    def unload(self) -> None:
+        """Give back the memory of the session; until `reload` every result is a failure."""
+        self._session = None
+        release()
+
+    def reload(self) -> None:
+        """Make the session again.
+
+        Raises:
+            PackageError, ConfigError, Unavailable: see `open_session`.
+        """
+        self._session = open_session(self.runtime, self.package, self._place)
+
+    def close(self) -> None:
+        """The model is not used any more."""
+        self._thread.shutdown()
+        self.unload()
+
+    @property
+    def threads(self) -> int:
+        """Of one run on the CPU."""
+        return self._place.threads
 
     def adjust(self, use: ModelUse) -> None:
         """Take over the score threshold, from the next result that is decoded on."""
@@ -183,6 +208,16 @@ class Model:
             log.info("session.recreated", model=self.package.title, runtime=self.runtime)
         except SkerryError as error:
             log.warning("session.lost", model=self.package.title, error=first_line(error))
+
+
+def release() -> None:
+    """Give memory that is free back to the system; the C library keeps it otherwise.
+
+    Source: malloc_trim(3), of the GNU C library.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _run(session: Session | None, name: str, tensor: Tensor) -> Ran:

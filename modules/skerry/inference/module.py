@@ -5,22 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from skerry.bus import Bus
 from skerry.channels import CAMERAS, DETECTIONS, FRAMES
-from skerry.errors import FrameGone
+from skerry.errors import ConfigError, FrameGone
 from skerry.frames import RingReader
 from skerry.inbox import Inbox
 from skerry.inference.accounts import Accounts
+from skerry.inference.activation import Activation
+from skerry.inference.exchange import Exchange, Leg, Rim
 from skerry.inference.model import Flight, Model, Result, Timing
+from skerry.inference.pace import Pace
 from skerry.inference.placement import Placement
 from skerry.inference.runtimes import first_line, installed, runtime_version
-from skerry.inference.settings import InferenceSettings
+from skerry.inference.settings import InferenceSettings, ModelUse
 from skerry.messages import CameraStatus, Detections, FrameRef, ModelInUse
 from skerry.service import Host
 
@@ -50,12 +54,15 @@ class _Job:
 
     ref: FrameRef
     placement: Placement
+    ms: float
+    """Of its preparation."""
 
 
 @dataclass
 class _Airborne:
     """Frames whose session runs now, while the next ones are prepared."""
 
+    index: int
     model: Model
     jobs: list[_Job]
     flight: Flight
@@ -92,6 +99,13 @@ class Inference:
         self._by_camera = {c: n for n, use in enumerate(settings.models) for c in use.cameras}
         self._rest = next((n for n, use in enumerate(settings.models) if not use.cameras), None)
         self._models: list[Model] = []
+        self._uses = list(settings.models)
+        """What serves; a model that is still to be confirmed is not in it."""
+        self._exchange: Exchange | None = None
+        self._exchanging: dict[int, str] = {}
+        self._gaps: set[int] = set()
+        """Models that are unloaded to make room for another."""
+        self._pace = Pace()
         self._airborne: _Airborne | None = None
 
     def run(self) -> None:
@@ -107,21 +121,94 @@ class Inference:
         host.ready()
         while not host.stopping.is_set():
             host.beat()
-            host.remote.adjust(self._adjust)
+            self._steer()
             self._step(_IDLE_S)
         self._drain()
 
-    def _adjust(self, settings: InferenceSettings) -> None:
-        """Take over what may change while it runs: score thresholds."""
+    def _steer(self) -> None:
+        """Take over what is desired; see to an exchange of models."""
+        wanted = self._host.remote.adjust(self._adjust)
+        if self._exchange is None:
+            return
+        self._exchange.turn()
+        if not wanted:  # what it is for was taken back
+            try:
+                self._adjust(self._host.remote.settings)
+            except ConfigError as error:
+                log.error("model.exchange_back_refused", errors=error.problems)  # noqa: TRY400 - says all
+
+    def _adjust(self, settings: InferenceSettings) -> bool:
+        """Take over what may change while it runs; False while models are being exchanged for it."""
+        wanted = {n: use for n, use in enumerate(settings.models) if _another(use, self._uses[n])}
+        exchange = self._exchange
+        if exchange is not None:
+            same = _compared(exchange.uses) == _compared(wanted)
+            if not same:
+                exchange.cancel("something else is desired")
+            if exchange.outcome is None:
+                return False
+            self._exchange = None
+            for n, use in exchange.uses.items() if not exchange.outcome else ():
+                self._uses[n] = use
+            if same and exchange.outcome:
+                raise ConfigError([f"modules.{settings.module}.{error}" for error in exchange.outcome])
+            return self._adjust(settings)
+        if wanted:
+            self._exchange = self._begin(wanted)
+            return False
         for model, use in zip(self._models, settings.models, strict=True):
             model.adjust(use)
+        self._uses = list(settings.models)
+        return True
 
-    def _load(self) -> None:
+    def _begin(self, uses: dict[int, ModelUse]) -> Exchange:
+        rim = Rim(
+            load=self._loaded, put=self._put, gap=self._gap, wake=self._inbox.wake, tell=self._tell,
+            limit_ms=lambda n: self._pace.limit_ms(n, time.monotonic()),
+            attempts=self._host.state / "attempts.json",
+        )  # fmt: skip
+        exchange = Exchange([Leg(n, use, self._models[n]) for n, use in uses.items()], rim)
+        exchange.start()
+        return exchange
+
+    def _put(self, index: int, model: Model) -> None:
+        """Between two frames: this model from the next one on."""
+        self._land()
+        before, self._models[index] = self._models[index], model
+        self._gaps.discard(index)
+        self._pace.changed(index)
+        self._host.telemetry.gauge(
+            "skerry_runtime_used", 0, model=before.package.title, runtime=before.runtime
+        )
+        self._host.clear(f"model {before.package.title}")
+        self._show_choice(model)
+
+    def _gap(self, index: int) -> None:
+        """Between two frames: no model until the next is put there."""
+        self._land()
+        self._gaps.add(index)
+
+    def _tell(self, index: int, activation: Activation) -> None:
+        """On any thread: a model has taken a step."""
+        step, reason = activation.said[-1]
+        say = log.info if step not in ("refused", "rolled_back") else log.error
+        say("model.step", model=activation.title, place=index, step=step, reason=reason)
+        if activation.ended:
+            self._exchanging.pop(index, None)
+            self._host.telemetry.count("skerry_model_exchanges_total", outcome=step)
+        else:
+            self._exchanging[index] = f"{activation.title}: {step}"
+        self._describe()
+
+    def _loaded(self, use: ModelUse, beat: Callable[[], None] = lambda: None) -> Model:
         settings = self._settings
         cache = Path(settings.cache) if settings.cache else Path(settings.state) / "cache"
-        for use in settings.models:
+        return Model(use, cache, settings.retry_s, beat)
+
+    def _load(self) -> None:
+        for use in self._uses:
             begin = time.monotonic()
-            model = Model(use, cache, settings.retry_s, self._host.beat)
+            model = self._loaded(use, self._host.beat)
             self._models.append(model)
             self._show_choice(model)
             log.info(
@@ -135,9 +222,9 @@ class Inference:
         models = tuple(
             ModelInUse(
                 model=model.package.title, digest=model.digest, runtime=f"{model.runtime}/{use.device}",
-                cameras=use.cameras,
+                cameras=use.cameras, exchange=self._exchanging.get(n, ""),
             )
-            for model, use in zip(self._models, self._settings.models, strict=True)
+            for n, (model, use) in enumerate(zip(self._models, self._settings.models, strict=True))
         )  # fmt: skip
         self._host.remote.describe(_runtimes(), models)
 
@@ -163,6 +250,10 @@ class Inference:
             if self._closing:
                 self._accounts.dropped(ref.camera, "stopping")
                 return
+            if not ref.keep:
+                index = self._model_of(ref.camera)
+                assert index is not None, "frames of other cameras are not taken"
+                self._pace.came(index, time.monotonic())
             displaced = self._inbox.put(ref, key=ref.camera, keep=ref.keep)
             if displaced is not None:
                 self._accounts.dropped(displaced.camera, "superseded")
@@ -210,33 +301,36 @@ class Inference:
         """
         index = self._model_of(ref.camera)
         assert index is not None, "frames of other cameras are not taken"
+        if index in self._gaps:
+            self._accounts.dropped(ref.camera, "exchange")
+            return
         model = self._models[index]
         begin = time.perf_counter()
         jobs: list[_Job] = []
         for taken in self._batch(ref, index, model):
-            self._prepare(taken, model, jobs)
+            self._prepare(taken, index, jobs)
         if not jobs:
             return
         self._host.telemetry.latency("preprocess").add((time.perf_counter() - begin) * 1000)
         placements = [job.placement for job in jobs]
         if not ref.keep:
             self._land()
-            self._finish(model, jobs, lambda: model.infer(placements))
+            self._finish(index, model, jobs, lambda: model.infer(placements))
             return
         before = self._airborne
         if before is not None:
             before.flight.wait()
-        self._airborne = _Airborne(model, jobs, model.launch(placements))
+        self._airborne = _Airborne(index, model, jobs, model.launch(placements))
         if before is not None:
-            self._finish(before.model, before.jobs, before.land)
+            self._finish(before.index, before.model, before.jobs, before.land)
 
     def _land(self) -> None:
         """Await what is in the air."""
         landing, self._airborne = self._airborne, None
         if landing is not None:
-            self._finish(landing.model, landing.jobs, landing.land)
+            self._finish(landing.index, landing.model, landing.jobs, landing.land)
 
-    def _finish(self, model: Model, jobs: list[_Job], infer: Callable[[], Inferred]) -> None:
+    def _finish(self, index: int, model: Model, jobs: list[_Job], infer: Callable[[], Inferred]) -> None:
         """Get the results, account for them and send them."""
         try:
             results, timing = infer()
@@ -246,9 +340,15 @@ class Inference:
             results, timing = [Result(reason=reason)] * len(jobs), Timing()
         self._host.telemetry.latency("session").add(timing.session)
         self._host.telemetry.latency("decode").add(timing.decode)
+        ms = (timing.session + timing.decode) / len(jobs)
         for job, result in zip(jobs, results, strict=True):
             self._publish(job.ref, result, model, timing)
-        self._judge(model, results)
+            if not job.ref.keep:
+                self._pace.took(index, job.ms + ms)
+            if self._exchange is not None:
+                self._exchange.note(index, job.ref, result, job.ms + ms)
+        if self._exchange is None or not self._exchange.watched(index):
+            self._judge(model, results)
 
     def _batch(self, ref: FrameRef, index: int, model: Model) -> list[FrameRef]:
         """This frame and, where the model takes several, those of other cameras that come in time."""
@@ -264,11 +364,16 @@ class Inference:
             refs.append(other)
         return refs
 
-    def _prepare(self, ref: FrameRef, model: Model, jobs: list[_Job]) -> None:
+    def _prepare(self, ref: FrameRef, index: int, jobs: list[_Job]) -> None:
         """From the frame store into the batch, or account for why not."""
+        model = self._models[index]
+        begin = time.perf_counter()
         try:
             with self._reader.frame(ref) as pixels:
                 placement = model.prepare(pixels, len(jobs))
+                ms = (time.perf_counter() - begin) * 1000
+                if self._exchange is not None:
+                    self._exchange.offer(index, ref, pixels)
         except FrameGone as error:
             log.debug("frame.dropped", camera=ref.camera, number=ref.number, reason=str(error))
             self._accounts.dropped(ref.camera, "frame_gone")
@@ -279,7 +384,7 @@ class Inference:
             reason = f"preprocess: {type(error).__name__}: {first_line(error)}"
             self._publish(ref, Result(reason=reason), model, Timing())
             return
-        jobs.append(_Job(ref, placement))
+        jobs.append(_Job(ref, placement, ms))
 
     def _publish(self, ref: FrameRef, result: Result, model: Model, timing: Timing) -> None:
         """Count, then send: a result lost between the two is a jump in `sequence`, never a repeated one."""
@@ -310,6 +415,8 @@ class Inference:
 
     def _drain(self) -> None:
         """Finish what waits; hear how far the cameras came, where they stop with us; account for the rest."""
+        if self._exchange is not None:
+            self._exchange.stop()
         begin = time.monotonic()
         finish_by, hear_by = begin + 0.6 * self._settings.grace_s, begin + 0.3 * self._settings.grace_s
         while time.monotonic() < finish_by:
@@ -345,6 +452,16 @@ class Inference:
             elif term.startswith("dropped/"):
                 reason = term.removeprefix("dropped/")
                 self._host.telemetry.gauge("skerry_frames_dropped_total", n, camera=camera, reason=reason)
+
+
+def _another(use: ModelUse, now: ModelUse) -> bool:
+    """Whether it takes another session."""
+    return (use.package, use.runtime, use.threads) != (now.package, now.runtime, now.threads)
+
+
+def _compared(uses: Mapping[int, ModelUse]) -> dict[int, ModelUse]:
+    """What an exchange depends on."""
+    return {n: msgspec.structs.replace(use, score_threshold=None) for n, use in uses.items()}
 
 
 def _runtimes() -> dict[str, str]:

@@ -28,23 +28,49 @@ class BatchSettings(Settings, frozen=True, kw_only=True):
     """How long the first frame waits for the others."""
 
 
+class ExchangeSettings(Settings, frozen=True, kw_only=True):
+    """How a model is exchanged for another while it serves."""
+
+    memory: Literal["keep", "unload"] = "keep"
+    """`keep`: the old model serves until the new one has proved itself, which takes memory for both.
+    `unload`: it goes first, and frames that come meanwhile are dropped as `exchange`."""
+    labels: tuple[str, ...] | None = None
+    """Labels that a new package must have; null: those of the one that serves, and its attributes."""
+    prove_s: Positive = 300.0
+    """A package that has not got through its checks after so long is refused."""
+    shadow_frames: Annotated[int, Meta(ge=0, le=10000)] = 30
+    """Live frames on which the new model is compared with the one that serves before it serves; 0: none."""
+    shadow_s: Positive = 30.0
+    """Where fewer frames come within this, they will do."""
+    shadow_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
+    """Of one core, for the model that only looks on."""
+    least_agreement: Fraction = 0.5
+    """Objects that both models see, as a share of those that one of them sees; 0 asks for none."""
+    probation_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long the new model is watched while it serves, and the old one kept to go back to."""
+    force: Annotated[str, Meta(pattern=r"^([0-9a-f]{8,64})?$")] = ""
+    """Digest, or its first digits, of a package that failed here and is to be tried all the same."""
+
+
 class ModelUse(Settings, frozen=True, kw_only=True):
     """A model and the cameras it looks at."""
 
-    package: Annotated[str, Meta(min_length=1), RESTART]
+    package: Annotated[str, Meta(min_length=1), LIVE]
     """Folder of the package."""
     cameras: tuple[Name, ...] = ()
     """Empty: every camera that no other model names."""
-    runtime: Annotated[RuntimeName, RESTART] = "auto"
+    runtime: Annotated[RuntimeName, LIVE] = "auto"
     """`auto` measures what is installed on this device, once, and takes the fastest."""
     device: Annotated[Device, RESTART] = "cpu"
     """What it runs on; `auto` chooses among the runtimes that have it."""
-    threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, RESTART] = None
+    threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, LIVE] = None
     """Threads of one run on the CPU. null: half of the cores this process may use, at least one."""
     score_threshold: Annotated[Fraction | None, LIVE] = None
     """In place of the package's own."""
     batch: Annotated[BatchSettings, RESTART] = BatchSettings()
     """Frames of several cameras in one run."""
+    exchange: Annotated[ExchangeSettings, LIVE] = ExchangeSettings()
+    """How this model is exchanged for another, by a change of `package`, `runtime` or `threads`."""
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 
