@@ -13,6 +13,7 @@ from samples import SAMPLES
 from skerry import docs
 from skerry.channels import CHANNELS
 from skerry.decision.settings import RULES
+from skerry.deploy.committed import FOLDERS
 from skerry.messages import Detections, Event
 
 GENERATE = [sys.executable, "scripts/generate"]
@@ -109,6 +110,10 @@ def checkout(tmp_path):
     shutil.copytree(needs.ROOT / "docs" / "schemas", tmp_path / "docs" / "schemas")
     for name in ("messages.md", "rules.md", "adjustable.md", "asyncapi.json"):
         shutil.copy(needs.ROOT / "docs" / name, tmp_path / "docs")
+    # Renderings are made of the sites and their packages.
+    for name in ("sites", "models", *FOLDERS.values()):
+        if (needs.ROOT / name).is_dir():
+            shutil.copytree(needs.ROOT / name, tmp_path / name)
     (tmp_path / "scripts").mkdir()
     shutil.copy(needs.ROOT / "scripts" / "generate", tmp_path / "scripts")
     return tmp_path
