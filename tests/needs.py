@@ -7,6 +7,7 @@ fails the test that needs it, so a suite that quietly tests less cannot be green
 import ctypes
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -152,4 +153,11 @@ azure = unless(
 recorded_disk = unless(
     _recorded_disk(),
     "needs root, /dev/fuse, loop devices, FUSE and mke2fs (apt-get install libfuse3-3 e2fsprogs)",
+)
+
+OLD_PROCESSOR = ("qemu-x86_64-static", "-cpu", "Haswell")
+"""Runs a program on an emulated x86-64 of 2013: AVX2, and nothing better for products of 8 bits."""
+old_processor = unless(
+    shutil.which(OLD_PROCESSOR[0]) is not None and platform.machine() == "x86_64",
+    "qemu-x86_64-static is not installed (apt-get install qemu-user-static)",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from skerry.cli import model_baseline, model_evaluate, model_trust
+from skerry.cli import model_baseline, model_evaluate, model_quantise, model_trust
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 
@@ -85,6 +85,7 @@ def add_commands(
     make.add_argument("--json", action="store_true", help="print one JSON object")
     make.set_defaults(func=_import)
     model_evaluate.add_command(commands)
+    model_quantise.add_command(commands)
     model_trust.add_commands(commands)
     return model_baseline.add_command(commands)
 

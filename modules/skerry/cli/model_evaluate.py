@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -77,7 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     names = arguments.runtime or [name for name in installed() if arguments.device in devices[name]]
     if not names:
         raise ConfigError(f"--device: no installed runtime knows {arguments.device}")
-    results = {name: _evaluated(name, package, dataset, arguments) for name in names}
+    results = {
+        name: evaluated(name, package, dataset, device=arguments.device, threshold=arguments.threshold)
+        for name in names
+    }
     if arguments.json:
         print(
             json.dumps(
@@ -90,49 +94,68 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluated(
-    runtime: str, package: packages.Package, dataset: Dataset, arguments: argparse.Namespace
+def evaluated(
+    runtime: str,
+    package: packages.Package,
+    dataset: Dataset,
+    *,
+    device: str = "cpu",
+    threshold: float | None = None,
 ) -> dict[str, Any]:
-    """The figures on one runtime."""
+    """The figures of a package on one runtime, as plain data.
+
+    Args:
+        runtime: which.
+        package: the package.
+        dataset: labelled pictures.
+        device: of the runtime.
+        threshold: operating score; None: the package's.
+
+    Raises:
+        ConfigError: a picture is none.
+        PackageError: the runtime cannot load the model, or the model fails.
+    """
     model_of: Any = import_module("skerry.inference.model").Model
     use_of: Any = import_module("skerry.inference.settings").ModelUse
     evaluation: Any = import_module("skerry.models.evaluation")
-    use = use_of(
-        package=str(package.folder), runtime=runtime, device=arguments.device, score_threshold=_NEAR_ZERO
-    )
-    threshold = (
-        arguments.threshold if arguments.threshold is not None else package.manifest.decoder.score_threshold
-    )
+    use = use_of(package=str(package.folder), runtime=runtime, device=device, score_threshold=_NEAR_ZERO)
+    if threshold is None:
+        threshold = package.manifest.decoder.score_threshold
     with tempfile.TemporaryDirectory() as cache:
         model = model_of(use, Path(cache), 1.0)
-        begin = time.perf_counter()
-        seen = [_seen(model, picture, n, len(dataset.pictures)) for n, picture in enumerate(dataset.pictures)]
-        seconds = time.perf_counter() - begin
+        took: list[float] = []
+        seen = [
+            _seen(model, picture, f"{n} of {len(dataset.pictures)}", took)
+            for n, picture in enumerate(dataset.pictures, 1)
+        ]
+        ms = round(statistics.median(took), 2)
     if package.manifest.decoder.__struct_config__.tag == "classification":
         pairs = [
             (picture.truths[0].label, max(found, key=lambda f: f.score).label if found else "")
             for picture, found in zip(dataset.pictures, seen, strict=True)
             if picture.truths
         ]
-        return {"pictures": len(pairs), "top1": evaluation.top1(pairs), "seconds": round(seconds, 2)}
+        return {"pictures": len(pairs), "top1": evaluation.top1(pairs), "ms": ms}
     both = [(picture.truths, found) for picture, found in zip(dataset.pictures, seen, strict=True)]
     whole: Evaluation = evaluation.evaluate(both, package.labels, threshold)
     raw: dict[str, Any] = msgspec.to_builtins(whole)
-    return {**raw, "seconds": round(seconds, 2)}
+    return {**raw, "ms": ms}
 
 
-def _seen(model: Any, picture: Labelled, n: int, of: int) -> list[Found]:
-    """What the model finds in one picture."""
+def _seen(model: Any, picture: Labelled, which: str, took: list[float]) -> list[Found]:
+    """What the model finds in one picture; the milliseconds from pixels to objects are added to `took`."""
     cv2: Any = import_module("cv2")
     found_of: Any = import_module("skerry.models.evaluation").Found
     pixels = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise ConfigError(f"{picture.path}: expected a picture, got something else")
+    begin = time.perf_counter()
     result = model.look(pixels)
+    took.append((time.perf_counter() - begin) * 1000)
     if result.reason:
         raise PackageError(f"{picture.path}: the model fails: {result.reason}")
     if sys.stderr.isatty():
-        print(f"\r{n + 1} of {of} pictures", end="\n" if n + 1 == of else "", file=sys.stderr)
+        print(f"{which} pictures", end="\r", file=sys.stderr)
     return [found_of(o.label, o.score, o.box) for o in result.objects]
 
 
@@ -144,10 +167,10 @@ def _print(
         print(f"labels that the model does not know are not looked at: {', '.join(strangers)}")
     for runtime, its in results.items():
         if "top1" in its:
-            print(f"{runtime:14} top-1 {its['top1']:.4f}  {its['seconds']:.1f} s")
+            print(f"{runtime:14} top-1 {its['top1']:.4f}  {its['ms']:.1f} ms a picture")
             continue
         both = f"mAP50 {_figure(its['map50'])}  mAP50-95 {_figure(its['map'])}"
-        print(f"{runtime:14} {both}  {its['seconds']:.1f} s")
+        print(f"{runtime:14} {both}  {its['ms']:.1f} ms a picture")
         head = ("objects", "AP50", "AP", "right", "wrong", "missed")
         print(f"  {'label':16}{''.join(f'{name:>8}' for name in head)}  at score {its['threshold']:g}")
         for label, one in its["labels"].items():
