@@ -290,7 +290,9 @@ def _each(folder: Path, digest: str | None, limits: Limits, place: Callable[[str
     entry = select(folder, digest)
     layout = Layout(folder)
     if entry.size > oci.MANIFEST_BYTES:
-        raise PackageError(f"{folder}: expected a manifest of {oci.MANIFEST_BYTES} bytes, got {entry.size}")
+        raise PackageError(
+            f"{folder}: expected a manifest of at most {oci.MANIFEST_BYTES} bytes, got {entry.size}"
+        )
 
     with _reading(folder):
         manifest = b"".join(layout.blob(Blob(entry.hexadecimal, entry.size)))
