@@ -29,13 +29,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
         ("link", "each link against a stand-in of its far end, beside the bare client", _link),
         ("inference", "every installed runtime on one package", _inference),
+        ("swap", "models exchanged under load: gaps between results, CPU, memory", _swap),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
         parser.add_argument("--json", action="store_true", help="print one JSON object, the last line")
         parser.add_argument(
             "--runs", type=int, default=3, metavar="N", help="repetitions; medians are reported"
         )
-        if name in ("pipeline", "inference"):
+        if name in ("pipeline", "inference", "swap"):
             parser.add_argument(
                 "--package", type=Path, metavar="DIR", help="model package (default: the demo's)"
             )
@@ -57,6 +58,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--outage", type=float, default=0.0, metavar="S",
                 help="take each far end away for so long, and time the way back (default: not at all)",
             )  # fmt: skip
+        if name == "swap":
+            parser.add_argument("--swaps", type=int, default=50, metavar="N", help="exchanges in a run")
+            parser.add_argument(
+                "--runtime", default="onnxruntime", metavar="NAME", help="what runs the model"
+            )
         if name == "bus":
             parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of one run")
         parser.set_defaults(func=lambda arguments, func=func: _report(func, arguments))
@@ -142,3 +148,9 @@ def _inference(arguments: argparse.Namespace) -> Figures:
     from skerry.cli import bench_inference  # noqa: PLC0415 - each benchmark imports what it needs
 
     return bench_inference.run(package=arguments.package, runs=arguments.runs)
+
+
+def _swap(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_swap  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_swap.run(package=arguments.package, swaps=arguments.swaps, runtime=arguments.runtime)
