@@ -2,10 +2,15 @@
 
 import json
 import os
+import select
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +111,31 @@ class Deployed:
             subprocess.run([DOCKER, "volume", "rm", "-f", name], capture_output=True, check=False)
         for name in left["networks"]:
             subprocess.run([DOCKER, "network", "rm", name], capture_output=True, check=False)
+
+
+@contextmanager
+def api_over_tcp() -> Iterator[str]:
+    """This machine's engine at an address of the network."""
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as engine:
+                engine.connect("/var/run/docker.sock")
+                ends = {self.request: engine, engine: self.request}
+                while True:
+                    for readable in select.select(list(ends), [], [])[0]:
+                        data = readable.recv(65_536)
+                        if not data:
+                            return
+                        ends[readable].sendall(data)
+
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forward) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +275,21 @@ def test_a_run_that_was_killed_is_completed_by_the_next(fresh: Deployed, where: 
     fresh.flows()
     assert not [name for name in docker("ps", "-a", "--format={{.Names}}").split() if fresh.called("") in name
                 and name.endswith((".new", ".fill"))]  # fmt: skip
+
+
+def test_an_engine_far_away_needs_nothing_but_its_api(
+    fresh: Deployed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with api_over_tcp() as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        assert fresh.deploy() == 0
+        assert fresh.deploy("--diff") == 0
+        monkeypatch.delenv("DOCKER_HOST")
+        fresh.flows()
+        monkeypatch.setenv("DOCKER_HOST", address)
+        assert fresh.deploy("--remove", "--state") == 0
+    monkeypatch.delenv("DOCKER_HOST")
+    assert fresh.left() == {"containers": [], "volumes": [], "networks": []}
 
 
 def test_one_that_cannot_start_says_why(fresh: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
