@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,30 +63,26 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     azure = request.param == "azure"
     out = written(folder, "{kind: azure}" if azure else "{kind: file, path: events.jsonl}")
     manifest = json.loads((out / "deployment.json").read_text(encoding="utf-8"))
-    hub: IotHub | None = None
-    device: Device | None = None
-    with brought(out / "device", Path("/var/lib/skerry/same")):
+    with ExitStack() as stack:
+        stack.enter_context(brought(out / "device", Path("/var/lib/skerry/same")))
+        hub = IotHub(folder)
+        workload = WorkloadApi(folder, hub.authority.ca)
+        stack.callback(workload.stop)
+        workload.path.chmod(0o666)  # as the daemon makes it
+        device = Device(manifest, f"skerry-test-{os.getpid()}", workload.path)
+        device.remove_volumes()
+        stack.callback(device.remove)
+        device.connect()
+        if azure:
+            _gateway(hub, device, workload)
+            stack.callback(hub.stop)
+        running = Running(device, folder, hub if azure else None)
         try:
-            hub = IotHub(folder)
-            workload = WorkloadApi(folder, hub.authority.ca)
-            workload.path.chmod(0o666)  # as the daemon makes it
-            device = Device(manifest, f"skerry-test-{os.getpid()}", workload.path)
-            device.remove_volumes()
-            device.connect()
-            if azure:
-                _gateway(hub, device, workload)
             device.apply()
-            running = Running(device, folder, hub if azure else None)
             eventually(lambda: conformance.arrived(running.events()), 240)
-            yield running
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{device.logs() if device else ''}") from error
-        finally:
-            if device is not None:
-                device.remove()
-            workload.stop()
-            if azure and hub is not None:
-                hub.stop()
+            raise AssertionError(f"{error}\n{device.logs()}") from error
+        yield running
 
 
 def _gateway(hub: IotHub, device: Device, workload: WorkloadApi) -> None:

@@ -636,3 +636,25 @@ def test_every_image_has_a_form_that_the_agent_takes(tmp_path):
             found = pattern.match(module["settings"]["image"])
             assert found is not None, module["settings"]["image"]
             assert found["tag"], "the agent would take latest"
+
+
+def test_the_readme_says_what_the_manifests_have():
+    page = (ROOT / "deployment-manifests" / "README.md").read_text(encoding="utf-8")
+    for name in demo():
+        assert f"`{name}`" in page
+    agent = twin(demo()["deployment.json"])
+    for module in agent["systemModules"].values():
+        assert f"| {module['settings']['image']} |" in page
+    for name, module in (agent["modules"] | {"edgeHub": agent["systemModules"]["edgeHub"]}).items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {name} | "))
+        _, _, _, order, memory, *_ = (cell.strip() for cell in row.split("|"))
+        assert int(order) == module["startupOrder"], name
+        assert int(memory) == options(module)["HostConfig"]["Memory"] // 1024**2, name
+    for name, route in twin(demo()["deployment.json"], "$edgeHub")["routes"].items():
+        row = next(
+            line for line in page.splitlines() if line.startswith(f"| {name.removeprefix('skerry-')} | ")
+        )
+        days = route["timeToLiveSecs"] // 86_400
+        assert row.endswith(f"| {route['priority']} | {days} day{'s' if days > 1 else ''} |")
+    for query in json.loads(demo()["metrics.json"])["queries"]:
+        assert f"| `{query}` | " in page
