@@ -304,7 +304,8 @@ def _resources(container: Container) -> Object:
     cpu_m = _CPU_REQUESTED_M.get(container.kind, 50)
     if container.cpus is not None:
         cpu_m = min(cpu_m, round(1000 * container.cpus))
-    extended = {camera_resource(d): 1 for d in container.devices if d.startswith("/dev/") and _is_camera(d)}
+    # Accelerators have devices too, and plugins that know them.
+    extended = {camera_resource(d): 1 for d in container.devices if container.kind == "capture"}
     extended |= {_ACCELERATORS[name]: 1 for name in container.accelerators}
     limits = {
         "memory": f"{container.memory_mb}Mi",
@@ -312,11 +313,6 @@ def _resources(container: Container) -> Object:
         **{name: str(n) for name, n in extended.items()},
     }
     return {"requests": {"memory": f"{kept}Mi", "cpu": f"{cpu_m}m"}, "limits": limits}
-
-
-def _is_camera(device: str) -> bool:
-    """Whether it is not a folder of accelerators, which their own plugins bring."""
-    return device not in ("/dev/dri", "/dev/accel")
 
 
 def _mounted(container: Container) -> Iterator[Object]:

@@ -626,6 +626,21 @@ def test_told_are_the_commands_that_make_every_secret(tmp_path, capsys):
     assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix == ".onnx"]
 
 
+def test_readme_has_a_command_for_every_secret_of_the_examples():
+    text = (ROOT / "k3s" / "README.md").read_text(encoding="utf-8")
+    [loop] = re.findall(r"for name in (.*); do\n *kubectl create secret generic certificates-", text)
+    for name in ("demo", "line"):
+        its = deployment(load_site(ROOT / "sites" / f"{name}.yaml", here=False), "k3s")
+        wanted = secrets(its)
+        assert {s.name for s in wanted if s.certificates} == {f"certificates-{n}" for n in loop.split()}
+        for secret in (s for s in wanted if not s.certificates):
+            files = " ".join(f"--from-file={key}" for key in secret.keys)
+            assert f"kubectl create secret generic {secret.name} -n skerry-{name} {files}\n" in text
+    for overlay in ("azure", "aws"):
+        [its_own] = [s for s in secrets(variants(demo())[overlay]) if not s.certificates]
+        assert all(f"={key}" in text for key in its_own.keys)
+
+
 # --- findings
 
 
