@@ -75,7 +75,7 @@ class Leg:
         old: the model that serves until then.
         new: the model that is to serve, once it is loaded.
         watch: what is known of it on live frames.
-        limit_ms: of a frame, from the package's budget and the pace of its cameras.
+        limit_ms: of a frame, from the package's budget.
     """
 
     index: int
@@ -130,6 +130,7 @@ class Exchange:
         self._acts: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
         self._changed = threading.Condition()
         self._cancelled = ""
+        self._confirmed = False
         self._over = threading.Event()
         self._wanted: frozenset[int] = frozenset()
         """Models of which the next frame is to be shown to the other one."""
@@ -193,7 +194,8 @@ class Exchange:
     def cancel(self, why: str) -> None:
         """Go back to what was before, as soon as it can be; in vain where all of it was confirmed already."""
         with self._changed:
-            self._cancelled = self._cancelled or why
+            if not self._confirmed:
+                self._cancelled = self._cancelled or why
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -248,8 +250,9 @@ class Exchange:
         self._probation(legs)
         with self._changed:
             self._check()
-            for leg in legs:
-                self._passed(leg, str(leg.watch))
+            self._confirmed = True
+        for leg in legs:
+            self._passed(leg, str(leg.watch))
         self._forget({leg.key: "" for leg in legs})
 
     def _prove(self, leg: Leg) -> None:
@@ -263,6 +266,8 @@ class Exchange:
         new = self._loaded(leg)
         self._check()
         leg.new = new
+        if new.digest != leg.activation.digest:
+            raise _Unfit(leg, "the package was changed while it was loaded", lasting=False)
         golden = package.manifest.golden
         found = differences(package, leg.new.look) or self._odd(leg.new)
         if found:
@@ -323,13 +328,16 @@ class Exchange:
         budget = package.manifest.budget
         if budget.memory_mb is not None and grown_mb > budget.memory_mb:
             raise _Unfit(leg, f"expected at most {budget.memory_mb} MB of memory, got {grown_mb:.0f}")
-        pace = self._rim.limit_ms(leg.index)
-        limits = [limit for limit in (budget.latency_ms, pace) if limit is not None]
-        leg.limit_ms = min(limits, default=None)
-        took = median_at_most(_times(leg.new))
+        leg.limit_ms = budget.latency_ms
+        times = sorted(_times(leg.new))
+        took, best = median_at_most(times), times[len(times) // 10]
         if leg.limit_ms is not None and took > leg.limit_ms:
-            whose = "its budget" if leg.limit_ms == budget.latency_ms else "the pace of its cameras"
-            raise _Unfit(leg, f"expected at most {leg.limit_ms:.1f} ms a frame by {whose}, got {took:.1f}")
+            raise _Unfit(leg, f"expected at most {leg.limit_ms:g} ms a frame by its budget, got {took:.1f}")
+        # The model that serves runs meanwhile, and whatever else there is: only what is too slow at its best
+        # cannot keep up.
+        pace = self._rim.limit_ms(leg.index)
+        if pace is not None and best > pace:
+            raise _Unfit(leg, f"expected at most {pace:.1f} ms a frame to keep up, got {best:.1f} at best")
         return f"{took:.1f} ms a frame, {grown_mb:.0f} MB"
 
     def _look_on(self, legs: Sequence[Leg]) -> None:

@@ -273,7 +273,11 @@ class Steering:
             if status.reason:
                 modules[name]["reason"] = status.reason[:200]
         models = {
-            name: [{"model": m.model, "digest": m.digest, "runtime": m.runtime} for m in inventory.models]
+            name: [
+                {"model": m.model, "digest": m.digest, "runtime": m.runtime}
+                | ({"exchange": m.exchange} if m.exchange else {})
+                for m in inventory.models
+            ]
             for name, inventory in sorted(inventories.items())
             if inventory.models
         }
