@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
+from copy import copy
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -59,6 +61,14 @@ class Publisher:
         )
         self.anchor = self.file("1.root.json")
 
+    def copied(self, folder: Path, keys: Keys | None = None) -> "Publisher":
+        """The same in another folder, whose disk is its own."""
+        shutil.copytree(self.folder, folder)
+        new = copy(self)
+        new.folder, new.keys = folder, dict(keys or self.keys)
+        new.repository = repository.Repository(folder)
+        return new
+
     @property
     def signers(self) -> list[CryptoSigner]:
         return [s for role in ROLES for s in self.keys[role]]
@@ -85,10 +95,10 @@ class Publisher:
         self.repository.renew(self.signers, self.now)
         return self
 
-    def exchange(self, *roles: str, approve: Iterable[CryptoSigner] | None = None) -> "Publisher":
-        """A root in which these roles have new keys; the old ones stay in `self.keys` for nobody."""
+    def exchange(self, *roles: str, new: Keys | None = None) -> "Publisher":
+        """A root in which these roles have new keys, and what those sign."""
         before = self.repository.root
-        new = {role: [CryptoSigner.generate_ed25519() for _ in self.keys[role]] for role in roles}
+        new = new or {role: [CryptoSigner.generate_ed25519() for _ in self.keys[role]] for role in roles}
         draft = making.next_root(
             before,
             lasting=self.repository.lasting,

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
-from skerry.errors import Unavailable
+from skerry.errors import PackageError, Unavailable
 from skerry.trust import state as states
 from skerry.trust import workflow
 from skerry.trust.documents import LIMITS, read, require, signed_at
@@ -110,7 +110,7 @@ class Trust:
             for each in _followed(moved, source):
                 moved = each
             new, packages = _judged(moved, source, now, clock_trusted)
-        except (Untrusted, Unavailable):
+        except (PackageError, Unavailable):
             self._keep(moved)
             raise
         self._keep(new)

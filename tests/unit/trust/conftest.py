@@ -9,9 +9,15 @@ from skerry.trust.sources import Memory, Source
 from skerry.trust.times import Running
 
 
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    return Publisher(tmp_path_factory.mktemp("published") / "repository").add(package("1.0.0"))
+
+
 @pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository").add(package("1.0.0"))
+def publisher(tmp_path: Path, published: Publisher) -> Publisher:
+    """Who has published version 1.0.0; of each test its own."""
+    return published.copied(tmp_path / "repository")
 
 
 @pytest.fixture
