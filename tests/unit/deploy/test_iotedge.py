@@ -21,7 +21,7 @@ from skerry.deploy.deployment import Deployment, Finding, deployment
 from skerry.deploy.images import Images
 from skerry.deploy.iotedge import architectures, render
 from skerry.deploy.iotedge_findings import TWIN_BYTES, findings, twin_bytes
-from skerry.deploy.iotedge_options import CHUNK, LONGEST_TEXT
+from skerry.deploy.iotedge_options import LONGEST_TEXT
 from skerry.deploy.site import load_site
 from skerry.inference.settings import InferenceSettings
 from skerry.messages import LANES
@@ -186,8 +186,8 @@ def test_options_are_in_chunks_that_the_agent_joins(tmp_path):
         assert image == "image"
         assert pieces == ["createOptions", *(f"createOptions{n:02d}" for n in range(1, len(pieces)))]
         texts = [module["settings"][name] for name in pieces]
-        assert {len(text) for text in texts[:-1]} <= {CHUNK}
-        assert 0 < len(texts[-1]) <= CHUNK
+        assert {len(text) for text in texts[:-1]} <= {512}
+        assert 0 < len(texts[-1]) <= 512
         json.loads("".join(texts))
 
 
