@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from skerry.cli import model_baseline, model_evaluate, model_quantise, model_trust
+from skerry.cli import model_baseline, model_evaluate, model_layout, model_quantise, model_trust
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
+from skerry.models.layout import is_layout
 
 if TYPE_CHECKING:
     from skerry.inference.measure import Measurement
@@ -39,9 +40,13 @@ def add_commands(
     inspect = commands.add_parser(
         "inspect",
         help="everything a package says, checked and measured",
-        description="Verify a package, load it in every runtime that is installed, and measure each.",
+        description="Verify a package, load it in every runtime that is installed, and measure each. "
+        "Of an OCI image layout, verify its packages and list their files.",
     )
-    inspect.add_argument("package", type=Path, metavar="PACKAGE", help="folder of the package")
+    inspect.add_argument(
+        "package", type=Path, metavar="PACKAGE", help="folder of the package, or of a layout"
+    )
+    model_layout.add_digest(inspect)
     inspect.add_argument("--threads", type=_threads, default=None, metavar="N", help="threads of one run")
     inspect.add_argument("--device", default="cpu", help="device to measure on (default cpu)")
     inspect.add_argument("--no-measure", action="store_true", help="read and verify only")
@@ -51,6 +56,7 @@ def add_commands(
     )  # fmt: skip
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(func=_inspect)
+    model_layout.add_commands(commands)
     golden = commands.add_parser(
         "golden",
         help="keep what a package sees in pictures, for devices to compare with",
@@ -97,6 +103,8 @@ def _threads(text: str) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if is_layout(arguments.package):
+        return model_layout.inspect(arguments)
     package = packages.load(arguments.package)
     report = _describe(package)
     if not arguments.no_measure:

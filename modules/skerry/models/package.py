@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,12 @@ class Package:
         return f"{self.manifest.name}@{self.manifest.version}"
 
 
-def load(folder: Path) -> Package:
+def load(folder: Path, digest_of: Callable[[Path], str] | None = None) -> Package:
     """Read and verify a package.
+
+    Args:
+        folder: of the package.
+        digest_of: sha256 of a file, where the caller knows it already; `digest` otherwise.
 
     Raises:
         PackageError: with every problem found, one a line.
@@ -50,9 +55,11 @@ def load(folder: Path) -> Package:
     labels = _labels(folder / manifest.labels, found)
     if labels:
         found += [f"{folder / MANIFEST}: {text}" for text in misfits(manifest, len(labels))]
-    _verify(folder / manifest.artifact.file, manifest.artifact.sha256, "the model", found)
+    _verify(
+        folder / manifest.artifact.file, manifest.artifact.sha256, "the model", digest_of or digest, found
+    )
     for n, picture in enumerate(manifest.golden.pictures if manifest.golden is not None else ()):
-        _verify(folder / picture.file, picture.sha256, "a golden picture", found)
+        _verify(folder / picture.file, picture.sha256, "a golden picture", digest_of or digest, found)
         strange = sorted({seen.label for seen in picture.objects} - set(labels))
         if labels and strange:
             found.append(
@@ -115,9 +122,9 @@ def _labels(path: Path, found: list[str]) -> tuple[str, ...]:
     return labels
 
 
-def _verify(path: Path, sha256: str, what: str, found: list[str]) -> None:
+def _verify(path: Path, sha256: str, what: str, digest_of: Callable[[Path], str], found: list[str]) -> None:
     try:
-        seen = digest(path)
+        seen = digest_of(path)
     except OSError as error:
         found.append(f"{path}: expected {what}, got {error.strerror} (add the file)")
         return

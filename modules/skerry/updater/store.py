@@ -351,15 +351,16 @@ class Store:
         if config.name != model:
             raise PackageError(f"package {digest[:16]}: expected one of {model}, got one of {config.name}")
         folder = self._packages / digest
+        proofs = _Proofs(self._blobs, unpaced)
         with guarded(folder):
-            found = check_folder(folder, listing, self._blobs.digest_of)
+            found = check_folder(folder, listing, proofs.read)
         if found:
-            self._mend_package(digest, _Proofs(self._blobs, unpaced))
+            self._mend_package(digest, proofs)
             raise PackageError("\n".join(found))
         with guarded(folder):
             manifest = (folder / MANIFEST).read_bytes()
         oci.check_same(manifest, raw, str(folder / MANIFEST))
-        packages.load(folder)
+        packages.load(folder, proofs.read)
 
     # Damage
 
@@ -599,23 +600,28 @@ class _Proofs:
         self._pace = pace
         self._known: dict[tuple[int, int], str] = {}
 
-    def digest(self, path: Path) -> str:
-        """sha256 of a file; no sha256 of anything where there is no file, or it cannot be read twice."""
-        try:
-            status = path.lstat()
-        except OSError:
-            return ""
+    def read(self, path: Path) -> str:
+        """sha256 of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        status = path.lstat()
         key = status.st_dev, status.st_ino
         if key not in self._known:
-            self._known[key] = "" if size_of(path) is None else self._read(path) or self._read(path)
+            self._known[key] = self._blobs.digest_of(path, self._pace)
         return self._known[key]
 
-    def _read(self, path: Path) -> str:
-        try:
-            return self._blobs.digest_of(path, self._pace)
-        except OSError as error:
-            log.warning("store.unreadable", path=str(path), error=error.strerror)
+    def digest(self, path: Path) -> str:
+        """sha256 of a file; empty where there is no file, or it cannot be read twice."""
+        if size_of(path) is None:
             return ""
+        for _ in range(2):
+            try:
+                return self.read(path)
+            except OSError as error:
+                log.warning("store.unreadable", path=str(path), error=error.strerror)
+        return ""
 
 
 def _told(found: list[Finding]) -> tuple[Finding, ...]:
