@@ -54,7 +54,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--secrets", type=Path, default=None, metavar="DIR",
-        help="folder of the secrets, by the names that `skerry render` tells",
+        help="folder of the secrets, by the names that `skerry render` tells (default: docker where the site "
+        "file says, k3s on the cluster already)",
     )  # fmt: skip
     add_options(parser)
 
