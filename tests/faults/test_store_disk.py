@@ -92,6 +92,7 @@ def heal(far: Far, store: Store) -> None:
     assert store.scrub() == ()
 
 
+@pytest.mark.timeout(900)
 def test_a_flipped_byte_anywhere_is_found_told_and_healed(far: Far, store: Store) -> None:
     draw = random.Random(6)
     one, two, *_ = far.digests

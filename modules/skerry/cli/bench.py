@@ -29,6 +29,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
         ("link", "each link against a stand-in of its far end, beside the bare client", _link),
         ("inference", "every installed runtime on one package", _inference),
+        (
+            "models",
+            "a package of 100 MB fetched and made active, against sha256 and a flushed write",
+            _models,
+        ),
         ("swap", "models exchanged under load: gaps between results, CPU, memory", _swap),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -47,10 +52,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             parser.add_argument(
                 "--seconds", type=float, default=30.0, metavar="S", help="length of the latency part"
             )
-        if name == "buffer":
+        if name in ("buffer", "models"):
             parser.add_argument(
                 "--folder", type=Path, metavar="DIR", help="on the disk to measure (default: the current one)"
             )
+        if name == "models":
+            parser.add_argument("--mb", type=int, default=100, metavar="N", help="size of the model")
+        if name == "buffer":
             parser.add_argument("--quick", action="store_true", help="everything smaller, in half a minute")
         if name == "link":
             parser.add_argument("--events", type=int, default=20_000, metavar="N", help="events in a turn")
@@ -154,3 +162,9 @@ def _swap(arguments: argparse.Namespace) -> Figures:
     from skerry.cli import bench_swap  # noqa: PLC0415 - each benchmark imports what it needs
 
     return bench_swap.run(package=arguments.package, swaps=arguments.swaps, runtime=arguments.runtime)
+
+
+def _models(arguments: argparse.Namespace) -> Figures:
+    from skerry.cli import bench_models  # noqa: PLC0415 - each benchmark imports what it needs
+
+    return bench_models.run(runs=arguments.runs, megabytes=arguments.mb, folder=arguments.folder)
