@@ -321,6 +321,8 @@ class ModelInUse(msgspec.Struct, frozen=True, kw_only=True):
     """Empty: every camera that no other model names."""
     exchange: str = ""
     """The model that is on its way to take its place, and how far it is, e.g. `parts@1.1.0: shadow`."""
+    drift: tuple[str, ...] = ()
+    """What is no longer as in the package's baseline, e.g. `gate: brightness`."""
 
 
 class Inventory(Message, frozen=True, kw_only=True):

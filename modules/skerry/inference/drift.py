@@ -79,11 +79,16 @@ def sample(pixels: Pixels, objects: Sequence[Detection], labels: Sequence[str]) 
     """Measure one frame and what was found in it.
 
     Args:
-        pixels: (height, width, 3) bgr24.
+        pixels: (height, width, 3) bgr24, or (height, width) grey.
         objects: what the model found.
         labels: the model's, in their order.
     """
-    brightness, sharpness = picture(pixels)
+    return sampled(picture(pixels), objects, labels)
+
+
+def sampled(looks: tuple[float, float], objects: Sequence[Detection], labels: Sequence[str]) -> Sample:
+    """`sample` of a picture that was measured already: its brightness and sharpness."""
+    brightness, sharpness = looks
     number = {label: n for n, label in enumerate(labels)}
     sides = [math.sqrt(max((d.box[2] - d.box[0]) * (d.box[3] - d.box[1]), 2.0**-14)) for d in objects]
     return Sample({
@@ -100,7 +105,8 @@ def picture(pixels: Pixels) -> tuple[float, float]:
     picture: what a lens out of focus or under dirt takes away first.
     """
     height, width = pixels.shape[:2]
-    rows = pixels[:: max(height * width // SAMPLED_BYTES, 1), :, 1].astype(np.int16)
+    rows = pixels[:: max(height * width // SAMPLED_BYTES, 1)]
+    rows = (rows if pixels.ndim == 2 else rows[..., 1]).astype(np.int16)
     steps = np.diff(rows, axis=1)
     energy = float(np.mean(np.square(steps, dtype=np.int32))) if steps.size else 0.0
     return float(rows.mean()), math.log10(max(energy, 0.1))
@@ -129,12 +135,18 @@ class Histogram:
 
 
 def distance(counts: npt.NDArray[np.int64], baseline: npt.NDArray[np.int64]) -> float:
-    """Jensen-Shannon distance of two histograms, 0 (alike) to 1 (nothing in common)."""
-    p = (counts + _SMOOTHING) / (counts.sum() + _SMOOTHING * counts.size)
-    q = (baseline + _SMOOTHING) / (baseline.sum() + _SMOOTHING * baseline.size)
+    """Jensen-Shannon distance of a window from a baseline, 0 (alike) to 1 (nothing in common).
+
+    The baseline counts as one of the window's own total, or the smoothing would weigh more on one than on the
+    other, and what never varies would be far from itself.
+    """
+    total = int(counts.sum())
+    whole = total + _SMOOTHING * counts.size
+    p = (counts + _SMOOTHING) / whole
+    q = (baseline * (total / max(int(baseline.sum()), 1)) + _SMOOTHING) / whole
     middle = (p + q) / 2
     divergence = float(np.sum(p * np.log2(p / middle)) + np.sum(q * np.log2(q / middle))) / 2
-    return math.sqrt(max(divergence, 0.0))
+    return round(math.sqrt(max(divergence, 0.0)), 6)
 
 
 def baseline(
@@ -192,7 +204,7 @@ def _baseline_of(signal: Signal, windows: Sequence[Histogram]) -> SignalBaseline
         together.merge(each)
     furthest = max(distance(w.counts, together.counts - w.counts) for w in compared)
     return SignalBaseline(
-        counts=tuple(int(n) for n in together.counts), furthest=round(furthest, 6), windows=len(compared)
+        counts=tuple(int(n) for n in together.counts), furthest=furthest, windows=len(compared)
     )
 
 

@@ -19,6 +19,7 @@ from skerry.frames import RingReader
 from skerry.inbox import Inbox
 from skerry.inference.accounts import Accounts
 from skerry.inference.activation import Activation
+from skerry.inference.drifting import Drifting
 from skerry.inference.exchange import Exchange, Leg, Rim
 from skerry.inference.model import Flight, Model, Result, Timing
 from skerry.inference.pace import Pace
@@ -106,6 +107,7 @@ class Inference:
         self._gaps: set[int] = set()
         """Models that are unloaded to make room for another."""
         self._pace = Pace()
+        self._drifting = Drifting(host.telemetry, self._describe)
         self._airborne: _Airborne | None = None
 
     def run(self) -> None:
@@ -222,7 +224,7 @@ class Inference:
         models = tuple(
             ModelInUse(
                 model=model.package.title, digest=model.digest, runtime=f"{model.runtime}/{use.device}",
-                cameras=use.cameras, exchange=self._exchanging.get(n, ""),
+                cameras=use.cameras, exchange=self._exchanging.get(n, ""), drift=self._drifting.of(model),
             )
             for n, (model, use) in enumerate(zip(self._models, self._settings.models, strict=True))
         )  # fmt: skip
@@ -372,6 +374,7 @@ class Inference:
             with self._reader.frame(ref) as pixels:
                 placement = model.prepare(pixels, len(jobs))
                 ms = (time.perf_counter() - begin) * 1000
+                self._drifting.look(ref, pixels, model)
                 if self._exchange is not None:
                     self._exchange.offer(index, ref, pixels)
         except FrameGone as error:
@@ -399,6 +402,7 @@ class Inference:
         )  # fmt: skip
         if not self._bus.publish(DETECTIONS, message, camera):
             self._host.telemetry.count("skerry_results_unsent_total", camera=camera)
+        self._drifting.judge(ref, result, model)
         self._finished.append(time.monotonic())
         latency = (time.monotonic_ns() - ref.captured_ns) / 1e6
         self._host.telemetry.latency("capture_to_detection").add(latency)

@@ -125,6 +125,14 @@ def test_distance_is_none_between_likes_and_nearly_one_between_strangers():
     assert distance(one, other) == distance(other, one)
 
 
+def test_what_never_varies_is_not_far_from_itself():
+    always = np.array([0, 20, 0])
+    assert distance(always, always * 37) == 0
+    its = baseline([Sample({"objects": [1.0]})] * 20 * WINDOW, 3, every_s=1, window=WINDOW, in_a_row=1)
+    assert watch(its, [Sample({"objects": [1.0]})] * WINDOW)[0].drifted == ()
+    assert watch(its, [Sample({"objects": [2.0]})] * WINDOW)[0].drifted == ("objects",)
+
+
 def test_memory_does_not_grow_with_frames():
     random = np.random.default_rng(9)
     its = baseline(drawn(random, 20 * WINDOW), 3, every_s=1, window=WINDOW)
