@@ -50,7 +50,7 @@ class Rim:
         load: makes a model; see `Model`.
         put: on the loop, lets a model serve from the next frame on.
         gap: on the loop, drops a model's frames from now on.
-        limit_ms: what a frame may take with the model of this place; None: nothing is known.
+        limit_ms: what a frame may take at best with the model of this place; None: nothing is known.
         wake: any thread: have the loop look around.
         tell: any thread: a step was taken.
         attempts: file that remembers what failed here.
@@ -333,8 +333,7 @@ class Exchange:
         took, best = median_at_most(times), times[len(times) // 10]
         if leg.limit_ms is not None and took > leg.limit_ms:
             raise _Unfit(leg, f"expected at most {leg.limit_ms:g} ms a frame by its budget, got {took:.1f}")
-        # The model that serves runs meanwhile, and whatever else there is: only what is too slow at its best
-        # cannot keep up.
+        # The model that serves runs meanwhile, and whatever else there is: best is compared with best.
         pace = self._rim.limit_ms(leg.index)
         if pace is not None and best > pace:
             raise _Unfit(leg, f"expected at most {pace:.1f} ms a frame to keep up, got {best:.1f} at best")

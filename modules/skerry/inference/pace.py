@@ -10,6 +10,8 @@ _OVER_S = 5.0
 _FEWEST = 10
 _FULL = 0.95
 """Share of the time that may be spent on frames; the rest is the loop's."""
+_NOISE = 1.25
+"""Differences that are none: two measurements of one model on a busy machine."""
 
 
 class Pace:
@@ -39,7 +41,13 @@ class Pace:
             self._took.pop(model, None)
 
     def limit_ms(self, model: int, now: float) -> float | None:
-        """What a frame may take on average with a model; None where nothing is known, or it is too slow now.
+        """What a frame may take with another model at its best, so that it keeps up as this one does.
+
+        The model that serves is the measure, at its best too: both have run on this machine, with whatever
+        else runs on it.
+
+        Returns:
+            None where nothing is known, or the model that serves does not keep up itself.
 
         Args:
             model: which.
@@ -50,9 +58,9 @@ class Pace:
             if model not in rates or any(len(self._took[n]) < _FEWEST for n in rates):
                 return None
             spent = {n: rate * statistics.median(self._took[n]) / 1000 for n, rate in rates.items()}
-        if sum(spent.values()) > _FULL:
-            return None
-        return (_FULL - sum(spent.values()) + spent[model]) / rates[model] * 1000
+            best = sorted(self._took[model])[len(self._took[model]) // 10]
+        room = _FULL - sum(spent.values())
+        return None if room < 0 else best * max(1 + room / spent[model], _NOISE)
 
     def _rate(self, model: int, now: float) -> float:
         """Frames a second; 0 where there are too few."""
