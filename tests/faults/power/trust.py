@@ -13,7 +13,7 @@ from skerry import durable
 from skerry.trust.device import Trust
 from skerry.trust.times import Running
 
-ROUNDS = 30
+ROUNDS = 16
 Known = tuple[int, float, int]
 
 
