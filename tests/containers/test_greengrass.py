@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import conformance
-from composed import docker
+from composed import DOCKER, READER, docker
 from greengrass_core import Core, allowed
 from greengrass_ipc import Nucleus
 from needs import ROOT
@@ -245,3 +245,32 @@ def test_settings_arrive_as_they_are_whatever_is_in_them(variant, tmp_path):
         raw = dict(line.split("=", 1) for line in found["Config"]["Env"])["SKERRY_SETTINGS"]
         assert json.loads(raw)["link"]["user"] == HOSTILE
         assert sorted(found["NetworkSettings"]["Networks"]) == [NAME, f"{NAME}-outside"]
+
+
+def far_end() -> str:
+    """The address of somebody in the world outside, who listens on port 8000."""
+    name, network = f"{NAME}-far", f"{NAME}-outside"
+    server = ["--entrypoint=python3", READER, "-m", "http.server"]
+    docker("run", "--detach", "--rm", "--name", name, "--network", network, *server)
+    [found] = json.loads(docker("inspect", name))
+    return str(found["NetworkSettings"]["Networks"][network]["IPAddress"])
+
+
+def reaches(device: Core, module: str, address: str, port: int) -> bool:
+    """Whether a container gets through to somebody."""
+    code = f"import socket; socket.create_connection(({address!r}, {port}), 3)"
+    command = [DOCKER, "exec", device.container(module), "python3", "-c", code]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_on_lite_only_who_has_business_outside_gets_there_and_it_drains_when_it_is_stopped(tmp_path):
+    with core(tmp_path, "lite", "{kind: mqtt, host: far.invalid}") as device:
+        processes = {module: device.begin(module) for module in ("uplink", "buffer", "broker")}
+        for module in ("uplink", "buffer"):
+            log = device.root / f"{module}.log"
+            eventually(lambda log=log: "bus.connected" in log.read_text(encoding="utf-8"), 90)
+        far = far_end()
+        eventually(lambda: reaches(device, "uplink", far, 8000), 30)
+        assert not reaches(device, "buffer", far, 8000)
+        assert {m: device.end(process) for m, process in processes.items()} == dict.fromkeys(processes, 0)
+        assert device.left()["containers"] == [f"{NAME}-far"]

@@ -616,6 +616,17 @@ def test_frames_are_read_only_for_inference_and_of_the_same_volume(tmp_path):
     assert mounts["inference"].replace(",readonly", "") == mounts["capture"]
 
 
+def test_larger_frames_are_in_another_volume_because_an_engine_changes_none(tmp_path):
+    large = SITE.replace("kind: synthetic", "kind: synthetic, width: 1920, height: 1080")
+    names = []
+    for text in (SITE, large):
+        its = scripts(render(on(tmp_path, text)))
+        words = run_words(called(tmp_path, its["lite capture run"], SKERRY_FOLDER="/x")[1])
+        names.append(next(word for word in words if "target=/frames" in word).split(",")[1])
+        assert f"docker volume rm {names[-1].removeprefix('source=')} " in its["nucleus capture shutdown"]
+    assert len(set(names)) == 2
+
+
 def test_a_package_is_where_a_local_deployment_has_it_or_where_the_archive_was_unpacked(tmp_path):
     script = scripts(render(on(tmp_path)))["lite inference run"]
     text = " ".join(run_words(called(tmp_path, script, SKERRY_FOLDER="/x")[1]))
