@@ -50,12 +50,12 @@ def objects(deployment: Deployment) -> list[Object]:
 def render(deployment: Deployment) -> dict[str, str]:
     """The files of a site for kustomize and k3s, by their path beside each other."""
     head = f"# {deployment.head()}\n"
-    files = {f"{BASE}/{name}.yaml": head + dump(*group) for name, group in _groups(deployment)}
-    names = [path.removeprefix(f"{BASE}/") for path in files]
-    files[f"{BASE}/kustomization.yaml"] = head + dump(_kustomization({"resources": names}))
+    texts = {f"{name}.yaml": dump(*group) for name, group in _groups(deployment)}
+    files = {f"{BASE}/{name}": head + text for name, text in texts.items()}
+    files[f"{BASE}/kustomization.yaml"] = head + dump(_kustomization({"resources": list(texts)}))
     for name, variant in variants(deployment).items():
         files |= {f"{OVERLAYS}/{name}/{path}": text for path, text in _overlay(deployment, variant).items()}
-    files[BUNDLE_FILE] = head + dump(*objects(deployment))
+    files[BUNDLE_FILE] = head + "---\n".join(texts.values())
     files[IMAGES_FILE] = image_list(deployment)
     if has_inputs(deployment):
         files[LOADER_FILE] = head + dump(_loader(deployment))
