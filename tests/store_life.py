@@ -33,6 +33,7 @@ class Far:
     """
 
     def __init__(self, room: Path) -> None:
+        self.room = room
         self.bundled = package_folder(room / "bundled", BUNDLED)
         self.packed: list[Packed] = [packed(room, version) for version in VERSIONS]
         self.source = FolderSource(room / "layout")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import needs
+from faults.test_power_cut import hunt
 from skerry.errors import PackageError
 from store_disks import Mode, QuickDisk, RecordedDisk
 from store_life import Far, check, live
@@ -85,3 +86,16 @@ def test_a_store_that_forgets_a_flush_is_caught(tmp_path: Path, forgets: str) ->
     life = Life(tmp_path, forgets)
     steps = range(len(life.disk.steps), 0, -1)
     assert any(life.cut(n, "dropped", 0) or life.cut(n, "drawn", n) for n in steps), "nothing was noticed"
+
+
+@needs.recorded_disk
+@pytest.mark.timeout(600)
+def test_a_power_cut_under_a_real_file_system_leaves_one_whole_package_serving() -> None:
+    report = hunt("models:Models", 300 // STRIDE, timeout_s=590)
+    assert report["with_loss"] == report["wrong"] == 0, report["examples"]
+
+
+@needs.recorded_disk
+def test_a_real_file_system_finds_a_store_that_forgets_to_flush_files() -> None:
+    report = hunt("models:Careless:sync", 20)
+    assert report["with_loss"] + report["wrong"] > 0, report

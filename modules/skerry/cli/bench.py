@@ -29,11 +29,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
         ("link", "each link against a stand-in of its far end, beside the bare client", _link),
         ("inference", "every installed runtime on one package", _inference),
-        (
-            "models",
-            "a package of 100 MB fetched and made active, against sha256 and a flushed write",
-            _models,
-        ),
+        ("models", "a package of 100 MB installed, against sha256 and a flushed write", _models),
         ("swap", "models exchanged under load: gaps between results, CPU, memory", _swap),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
