@@ -99,3 +99,15 @@ def test_a_power_cut_under_a_real_file_system_leaves_one_whole_package_serving()
 def test_a_real_file_system_finds_a_store_that_forgets_to_flush_files() -> None:
     report = hunt("models:Careless:sync", 20)
     assert report["with_loss"] + report["wrong"] > 0, report
+
+
+def test_a_blob_that_has_come_is_not_fetched_again_after_a_power_cut(tmp_path: Path) -> None:
+    far, root = Far(tmp_path / "far"), tmp_path / "recorded"
+    root.mkdir()
+    disk, blobs = RecordedDisk(root), far.packed[0].listing.blobs
+    with far.open(root, disk) as store:
+        for blob in blobs:
+            store.receive(blob, lambda start, blob=blob: far.source.blob(blob, start))
+    disk.cut(len(disk.steps), "dropped", random.Random(1), tmp_path / "cut")
+    with far.open(tmp_path / "cut", QuickDisk()) as store:
+        assert store.missing(blobs) == 0

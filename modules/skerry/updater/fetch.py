@@ -20,7 +20,7 @@ from skerry.updater.blobs import Feed
 from skerry.updater.store import Store
 
 Wait = Callable[[float], object]
-"""Waits so many seconds; it may raise, to stop. `threading.Event.wait` would do."""
+"""Waits so many seconds, or none; called after every piece. What it raises stops the fetch."""
 
 
 class NotThere(Unavailable):
@@ -133,7 +133,7 @@ def fetch(
         wanted: digest and size of its manifest, from whom is trusted.
         limits: the most that is taken.
         budget: of bandwidth.
-        wait: how to wait where the budget is spent.
+        wait: how to wait where the budget is spent, and whether to go on.
 
     Raises:
         PackageError: it is not what the digest says, or no good package.
@@ -174,5 +174,4 @@ def _paced(chunks: Generator[bytes, None, None], budget: Budget, wait: Wait) -> 
     with closing(chunks):
         for chunk in chunks:
             yield chunk
-            if (seconds := budget.spend(len(chunk))) > 0:
-                wait(seconds)
+            wait(budget.spend(len(chunk)))

@@ -236,6 +236,10 @@ class Store:
             As `receive`.
         """
         self.receive(blob, feed)
+        if self._blobs.read(blob.digest, blob.size) is None:  # it was damaged after it had come
+            with guarded(self._blobs.whole):
+                remove(self._disk, self._blobs.path(blob.digest))
+            self.receive(blob, feed)
         return self._document(blob.digest, blob.size)
 
     def receive(self, blob: Blob, feed: Feed) -> None:
@@ -355,7 +359,7 @@ class Store:
         with guarded(folder):
             found = check_folder(folder, listing, proofs.read)
         if found:
-            self._mend_package(digest, proofs)
+            _told(self._mend_package(digest, proofs) + self._mend_slots())
             raise PackageError("\n".join(found))
         with guarded(folder):
             manifest = (folder / MANIFEST).read_bytes()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from forged_layouts import Forger
 from model_folders import NAME, package_folder, packed
@@ -32,7 +33,10 @@ class Bench:
         return Store.open(self.room / "store", self.settings, bundled={NAME: self.bundled}, disk=QuickDisk())
 
     def fetched(self, version: str, **changes: object) -> str:
-        listing = packed(self.room, version, **changes).listing
+        if (self.room / version).exists():
+            listing = layout.pack(self.room / version, self.room / "layout").listing
+        else:
+            listing = packed(self.room, version, **changes).listing
         fetch(self.store, self.source, listing.manifest)
         return listing.digest
 
@@ -132,6 +136,27 @@ def test_a_package_that_no_decoder_fits_is_refused_at_activation(bench: Bench) -
     with pytest.raises(PackageError, match=r"expected \[1, 3\] \(3 labels\), got \[1, 2\]"):
         bench.store.activate(NAME, entry.hexadecimal)
     assert bench.store.resolve(NAME).origin == "bundled"
+
+
+def test_a_small_blob_that_was_damaged_is_fetched_again(bench: Bench) -> None:
+    listing = packed(bench.room, "1.0.0").listing
+    with pytest.raises(LinkDown):
+        fetch(bench.store, Interrupted(bench.room / "layout", 2000), listing.manifest)
+    for digest in (listing.digest, listing.config.digest):
+        path = bench.store.folder / "blobs" / "sha256" / digest
+        path.write_bytes(bytes(path.stat().st_size))
+    fetch(bench.store, bench.source, listing.manifest)
+    bench.store.activate(NAME, listing.digest)
+
+
+def test_a_damaged_current_that_is_made_active_again_falls_back_at_once(bench: Bench) -> None:
+    one, two = bench.active("1.0.0"), bench.active("2.0.0")
+    (bench.store.folder / "packages" / two / "model.onnx").write_bytes(bytes(3000))
+    with capture_logs(), pytest.raises(PackageError, match=r"model\.onnx: expected sha256"):
+        bench.store.activate(NAME, two)
+    assert bench.store.slots(NAME) == Slots(one, None, None), "no link leads nowhere"
+    assert bench.active("2.0.0") == two
+    assert bench.store.scrub() == ()
 
 
 def test_another_process_cannot_have_the_store_meanwhile(bench: Bench) -> None:
