@@ -20,11 +20,11 @@ WORKERS ?= $(shell expr 2 + $$(nproc))
 # pip without -q shows what it fetches; this keeps that and drops the rest.
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
 
-.PHONY: help setup setup-dev demo run test test-containers soak check format generate lock bench images \
+.PHONY: help setup setup-dev demo run test test-containers test-arm64 soak check format generate lock bench images \
 	train-demo-model clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.setup  ## the environment that runs Skerry, pinned and hashed
 
@@ -41,6 +41,9 @@ test: $(VENV)/.setup-dev  ## every test; make test ARGS="-k buffer" for some, WO
 
 test-containers: $(VENV)/.setup-dev  ## the demo site as containers: make images first; as root, with docker and compose
 	@SKERRY_CONTAINERS=1 $(BIN)/python -m pytest tests/containers $(ARGS)
+
+test-arm64: $(VENV)/.setup-dev  ## the ARM64 images under qemu-user (docs/containers.md says what it needs)
+	@SKERRY_CONTAINERS=1 SKERRY_ARM64=1 $(BIN)/python -m pytest tests/containers/test_arm64.py $(ARGS)
 
 soak: $(VENV)/.setup-dev  ## faults under load for SOAK_MINUTES=20, then SOAK_CUTS=10000 power cuts (as root)
 	@PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
