@@ -96,10 +96,8 @@ def loop_works() -> bool:
 
 
 @cache
-def kustomize_works() -> bool:
-    """Whether kubectl has a kustomize of this age; Debian 12's does not know `patches` with a target."""
-    if shutil.which("kubectl") is None:
-        return False
+def kustomize_knows_targets() -> bool:
+    """Whether kubectl's kustomize knows `patches` with a target: since kubectl 1.21; Debian 12 has 1.20."""
     patch = {"target": {"kind": "ConfigMap"}, "patch": '[{"op": "add", "path": "/data", "value": {}}]'}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kustomization.yaml").write_text(
@@ -135,7 +133,9 @@ small_disks = unless(small_disks_work(), "needs to run as root, and to mount a t
 loop_devices = unless(
     loop_works(), "needs to run as root, with loop devices (apt-get install mount e2fsprogs)"
 )
-kustomize = unless(kustomize_works(), "needs kubectl 1.21 or later (kubernetes.io/docs/tasks/tools)")
+kubectl = unless(
+    shutil.which("kubectl") is not None, "needs kubectl (apt-get install kubernetes-client, or a newer one)"
+)
 podman = unless(
     os.geteuid() == 0
     and all(shutil.which(name) or Path("/usr/sbin", name).exists() for name in ("podman", "runc"))
