@@ -98,7 +98,7 @@ def startup(deployment: Deployment, container: Container) -> str:
 def shutdown(deployment: Deployment, container: Container) -> str:
     """Let the container drain, and leave nothing of it but its state."""
     name = shlex.quote(name_of(deployment, container.name))
-    stop = f"docker stop --time {container.stop_s} {name} >/dev/null 2>&1 || true"
+    stop = f"docker stop -t {container.stop_s} {name} >/dev/null 2>&1 || true"
     return _text([stop, *_remove(deployment, container)])
 
 

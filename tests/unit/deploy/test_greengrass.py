@@ -749,6 +749,20 @@ def test_a_new_version_brings_its_rules_along(tmp_path):
     assert "configurationUpdate" not in components["skerry.test.buffer"]
 
 
+def test_what_the_operators_page_names_is_what_is_rendered():
+    page = (ROOT / "greengrass-components" / "README.md").read_text(encoding="utf-8")
+    names = {r["ComponentName"] for variant in VARIANTS for r in recipes(demo(), variant).values()}
+    named = set(re.findall(r"skerry(?:-lite)?\.demo\.[a-z]+", page))
+    assert len(named) > 5
+    assert named <= names
+    for placeholder in ("REGION", "ACCOUNT", "RING"):
+        assert placeholder in demo()["nucleus/deployment.json"]
+        assert f"s/{placeholder}/" in page
+    assert all("BUCKET_NAME" in text for path, text in demo().items() if "/recipes/" in path)
+    for link in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (ROOT / "greengrass-components" / link).exists(), link
+
+
 # A line of the site
 
 CHANGES = {
