@@ -255,8 +255,7 @@ def test_what_is_taken_back_on_probation_does_not_serve_any_more(site):
     camera = site.camera()
     with site.running(site.use(exchange={**QUICK, "probation_s": 60})):
         site.desire("1", m0={"package": str(site.path / "next")})
-        site.shoot_until(camera, lambda: "probation" in site.step())
-        assert site.results[-1].model == "tiny@2.0"
+        site.shoot_until(camera, lambda: site.results[-1].model == "tiny@2.0" and "probation" in site.step())
         site.desire("2")
         assert site.told(camera, "2").state == "applied"
         site.shoot_until(camera, lambda: site.results[-1].model == "tiny@1.0" and not site.step())

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -104,6 +105,8 @@ class Inference:
         """What serves; a model that is still to be confirmed is not in it."""
         self._exchange: Exchange | None = None
         self._exchanging: dict[int, str] = {}
+        self._untold = threading.Event()
+        """A step of an exchange that the inventory does not show yet."""
         self._gaps: set[int] = set()
         """Models that are unloaded to make room for another."""
         self._pace = Pace()
@@ -129,6 +132,7 @@ class Inference:
 
     def _steer(self) -> None:
         """Take over what is desired; see to an exchange of models."""
+        self._show_steps()
         wanted = self._host.remote.adjust(self._adjust)
         if self._exchange is None:
             return
@@ -150,6 +154,7 @@ class Inference:
             if exchange.outcome is None:
                 return False
             self._exchange = None
+            self._show_steps()  # before it is said what became of it
             for n, use in exchange.uses.items() if not exchange.outcome else ():
                 self._uses[n] = use
             if same and exchange.outcome:
@@ -200,7 +205,13 @@ class Inference:
             self._host.telemetry.count("skerry_model_exchanges_total", outcome=step)
         else:
             self._exchanging[index] = f"{activation.title}: {step}"
-        self._describe()
+        self._untold.set()
+        self._inbox.wake()
+
+    def _show_steps(self) -> None:
+        if self._untold.is_set():
+            self._untold.clear()
+            self._describe()
 
     def _loaded(self, use: ModelUse, beat: Callable[[], None] = lambda: None) -> Model:
         settings = self._settings
@@ -468,6 +479,7 @@ def _compared(uses: Mapping[int, ModelUse]) -> dict[int, ModelUse]:
     return {n: msgspec.structs.replace(use, score_threshold=None) for n, use in uses.items()}
 
 
+@cache
 def _runtimes() -> dict[str, str]:
     """Version of each runtime that is installed; none is imported for it."""
     found = {}
