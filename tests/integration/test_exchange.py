@@ -451,7 +451,7 @@ def test_checks_that_do_not_end_are_given_up(site, monkeypatch):
             camera.shoot(0.5)
             eventually(lambda: len(site.results) == camera.number)
             assert site.results[-1].model == "tiny@1.0"
-            quick = {**QUICK, "force": packages.digest(site.path / "next" / "manifest.json")}
+            quick = {**QUICK, "prove_s": 60, "force": packages.digest(site.path / "next" / "manifest.json")}
             assert site.offer(camera, "2", "next", exchange=quick).state == "applied"
     finally:
         stuck.set()
