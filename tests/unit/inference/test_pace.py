@@ -38,7 +38,7 @@ def test_nothing_is_asked_before_enough_is_known():
 
 
 def test_what_is_no_more_than_noise_is_allowed():
-    assert _paced((20, 46)).limit_ms(0, 4.0) == pytest.approx(46 * 1.25)
+    assert _paced((20, 46)).limit_ms(0, 4.0) == pytest.approx(46 * 2)
 
 
 def test_best_is_held_against_best():
