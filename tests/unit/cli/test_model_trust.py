@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repository(run, made: Path, tmp_path: Path):
-    """The same in a folder that has keys, the root that devices were given, and a repository with a package."""
+    """The same in a folder that has keys, the root of devices, and a repository with a package."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return run
 
@@ -131,7 +131,7 @@ def test_a_lost_key_is_exchanged_by_two_of_three_holders_apart(repository) -> No
 @pytest.mark.parametrize(
     ("text", "code", "why"),
     [
-        ("keys new keys admin-1", 78, "expected a name that begins with root, targets, snapshot or timestamp"),
+        ("keys new keys admin-1", 78, "expected a name that begins with root, targets"),
         ("keys new keys root-1", 78, "expected a new key"),
         ("keys show nowhere", 69, "nowhere"),
         ("sign renew nowhere --keys keys --passphrase-file pass", 78, "expected a repository, got none"),

@@ -276,6 +276,13 @@ assert not [m for m in sys.modules if m.startswith(("cryptography.", "urllib3", 
     value["signatures"][0]["sig"] = sig[:-4] + ("0000" if sig[-4:] != "0000" else "1111")
     path.write_text(json.dumps(value))
     assert verdict("bad") == "Forged"
+    # S + L: pure Python by itself would take it, OpenSSL would not.
+    moved = (
+        int.from_bytes(bytes.fromhex(sig)[32:], "little") + 2**252 + 27742317777372353535851937790883648493
+    )
+    value["signatures"][0]["sig"] = sig[:64] + moved.to_bytes(32, "little").hex()
+    path.write_text(json.dumps(value))
+    assert verdict("moved") == "Forged"
 
 
 # Sources
