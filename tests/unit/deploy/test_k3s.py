@@ -459,6 +459,13 @@ def test_an_overlay_of_what_the_site_is_already_changes_nothing(tmp_path):
     assert "patches" not in read(files["overlays/azure/kustomization.yaml"])
 
 
+def test_a_link_that_the_site_has_for_k3s_gives_way_to_that_of_an_overlay(tmp_path):
+    its = on(tmp_path, SITE + "targets: {k3s: {link: {kind: mqtt, host: far}}}\n")
+    assert its.site.link.__struct_config__.tag == "mqtt"
+    links = {name: variant.site.link.__struct_config__.tag for name, variant in variants(its).items()}
+    assert links == dict.fromkeys(OVERLAYS, "mqtt") | {"azure": "azure", "aws": "aws"}
+
+
 def test_link_overlays_take_their_secrets_by_reference():
     its = variants(demo())
     [azure] = [s for s in secrets(its["azure"]) if not s.certificates]
