@@ -38,10 +38,11 @@ def rendered(folder: Path, link: str, text: str = "") -> Path:
     site.write_text(f"{given}\ntargets: {{greengrass: {{link: {link}}}}}\n", encoding="utf-8")
     out = folder / "out"
     assert main(["render", "greengrass", str(site), "--out", str(out)]) == 0
-    for variant in ("nucleus", "lite"):
-        for name in (out / variant / "artifacts").glob("*.inference"):
-            packed = name / "1.0.0" / "parts.zip"
-            subprocess.run(["zip", "-qr", str(packed), "."], cwd=out / "models/parts", check=True)
+    site_name = yaml.safe_load(site.read_text(encoding="utf-8"))["site"]
+    for variant, prefix in (("nucleus", "skerry"), ("lite", "skerry-lite")):
+        packed = f"../../{variant}/artifacts/{prefix}.{site_name}.inference/1.0.0/parts.zip"
+        pack = f"python3 -m zipfile -c {packed} *"  # as the command tells
+        subprocess.run(["/bin/sh", "-c", pack], cwd=out / "models/parts", check=True)
     certificates = folder / "device" / "certificates"
     assert main(["certs", str(site), "--out", str(certificates)]) == 0
     for path in (certificates, *certificates.rglob("*")):

@@ -422,7 +422,7 @@ def _told(deployment: Deployment) -> list[str]:
                 if mount.role == "models":
                     name = component_of(deployment, container.name, variant)
                     zipped = f"../../{variant}/artifacts/{name}/{version}/{mount.name}.zip"
-                    said.append(f"(cd models/{mount.name} && zip -qr {zipped} .)")
+                    said.append(f"(cd models/{mount.name} && python3 -m zipfile -c {zipped} *)")
     said += [
         f"on the core device /etc/skerry/{site}/{m.role}/{m.name}: put {m.outside} there"
         for m in deployment.mounts

@@ -502,7 +502,7 @@ def test_commands_that_are_told_pack_a_package_for_each_nucleus(tmp_path, capsys
     on(tmp_path)
     out = tmp_path / "out"
     assert main(["render", "greengrass", str(tmp_path / "site.yaml"), "--out", str(out)]) == 0
-    told = [line.strip() for line in capsys.readouterr().out.splitlines() if "zip" in line]
+    told = [line.strip() for line in capsys.readouterr().out.splitlines() if "zipfile" in line]
     assert len(told) == 2
     for line in told:
         subprocess.run(["/bin/sh", "-c", line], cwd=out, check=True)
