@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -50,23 +51,36 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def written(folder: Path) -> Path:
+    file = folder / "demo.yaml"
+    text = (ROOT / "sites" / "demo.yaml").read_text()
+    file.write_text(text.replace("../models", str(ROOT / "models")))
+    return file
+
+
 @pytest.fixture
 def site(
     tmp_path: Path, certificates: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Site]:
     monkeypatch.setattr("skerry.deploy.kubernetes_api._POLL_S", 0.01)
-    file = tmp_path / "demo.yaml"
-    text = (ROOT / "sites" / "demo.yaml").read_text()
-    file.write_text(text.replace("../models", str(ROOT / "models")))
     with KubernetesServer(tmp_path / "cluster") as server:
-        yield Site(server, file, certificates, capsys)
+        yield Site(server, written(tmp_path), certificates, capsys)
+
+
+@pytest.fixture(scope="session")
+def after_deploying(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> KubernetesServer:
+    """What a cluster has then, to begin with."""
+    folder = tmp_path_factory.mktemp("once")
+    with KubernetesServer(folder / "cluster") as server:
+        arguments = ["--kubeconfig", str(server.kubeconfig), "--certificates", str(certificates)]
+        assert main(["deploy", "k3s", str(written(folder)), *arguments, "--wait", "0"]) == 0
+    return server
 
 
 @pytest.fixture
-def deployed(site: Site) -> Site:
-    assert site.deploy() == 0
-    site.said()
-    site.server.writes()
+def deployed(site: Site, after_deploying: KubernetesServer) -> Site:
+    site.server.objects = copy.deepcopy(after_deploying.objects)
+    site.server.owners = copy.deepcopy(after_deploying.owners)
     return site
 
 
@@ -261,6 +275,15 @@ def test_another_namespace_has_everything(site: Site) -> None:
     assert site.deploy("--namespace", "line-3") == 0
     assert set(site.server.named("Namespace")) == {"line-3"}
     assert all("/namespaces/line-3" in path for path in site.server.objects)
+
+
+def test_a_namespace_with_something_else_in_it_is_refused(site: Site) -> None:
+    other = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prod"}}
+    site.server.objects["/api/v1/namespaces/prod"] = other
+    assert site.deploy("--namespace", "prod") == 78
+    assert "got prod of somebody else" in site.said()[1]
+    assert site.deploy("--namespace", "prod", "--remove", "--state") == 0
+    assert site.server.objects == {"/api/v1/namespaces/prod": other}
 
 
 def test_without_certificates_their_secrets_must_be_there(site: Site) -> None:

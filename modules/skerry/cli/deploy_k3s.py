@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from skerry.cli.deploy import CODES, MISSING, add_common, certificate_problems, say
 from skerry.cli.render import read_deployment, refuse
 from skerry.deploy.archive import Entry, entries
-from skerry.deploy.cluster import KINDS, Difference, Made, Object, flow_place, namespace_of, prepared
+from skerry.deploy.cluster import (
+    KINDS,
+    Difference,
+    Made,
+    Object,
+    flow_place,
+    namespace_of,
+    prepared,
+    selector,
+)
 from skerry.deploy.deployment import Deployment
 from skerry.deploy.k3s import objects
 from skerry.deploy.k3s_pods import SecretKeys, secrets
@@ -69,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Unavailable(f"{error.filename}: {error.strerror}") from error
     cluster = _cluster(arguments)
     try:
+        if arguments.namespace:
+            _refuse_shared(cluster, arguments.namespace, site)
         _refuse_missing(cluster, namespace_of(wanted), brought)
         found, left = cluster.differences(wanted, site, [secret.name for secret in brought])
         _print(found)
@@ -163,6 +174,22 @@ def _secrets(its: Deployment, arguments: argparse.Namespace) -> tuple[list[Made]
     if problems:
         raise ConfigError(problems)
     return made, brought
+
+
+def _refuse_shared(cluster: Cluster, namespace: str, site: str) -> None:
+    """Raise where a namespace has something else in it: our policies would cut it off, and --state delete it.
+
+    Raises:
+        ConfigError: it is there, and not this site's.
+        Unavailable: the cluster does not answer.
+    """
+    there = cluster.get("Namespace", "", namespace)
+    if there is not None and not cluster.is_of_site(there, site):
+        labels = selector(site).replace(",", " ")
+        raise ConfigError(
+            f"--namespace: expected one of the site {site}, or none, got {namespace} of somebody else "
+            f"(a site shares no namespace; if it is empty: kubectl label namespace {namespace} {labels})"
+        )
 
 
 def _refuse_missing(cluster: Cluster, namespace: str, brought: Sequence[SecretKeys]) -> None:

@@ -170,8 +170,11 @@ def difference(live: Object | None, after: Object) -> Difference | None:
     named = {"kind": after["kind"], "name": after["metadata"]["name"]}
     if live is None:
         return Difference(mark="+", kind=named["kind"], name=named["name"])
-    why = _differences(_ours(live), _ours(after), hidden=after["kind"] == "Secret")
-    return Difference(mark="~", kind=named["kind"], name=named["name"], why=tuple(why)) if why else None
+    before, then = _ours(live), _ours(after)
+    if before == then:
+        return None
+    why = _differences(before, then, hidden=after["kind"] == "Secret") or ["the order of a list"]
+    return Difference(mark="~", kind=named["kind"], name=named["name"], why=tuple(why))
 
 
 def gone(objects: Iterable[Object], there: Iterable[Object]) -> list[Object]:

@@ -105,6 +105,15 @@ def test_a_setting_is_shown_by_its_own_path():
     )
 
 
+def test_a_difference_that_has_no_path_of_its_own_is_one():
+    def its(*paths):
+        mounts = [{"name": "state", "mountPath": path} for path in paths]
+        return workload(containers=[{"name": "buffer", "volumeMounts": mounts}])
+
+    assert difference(its("/a", "/b"), its("/c", "/b")).why == ("the order of a list",)
+    assert difference(its("/a", "/b"), its("/a", "/b")) is None
+
+
 def test_a_secret_shows_its_keys_only():
     before = thing("Secret", "s", data={"a": "T0xE", "b": "T0xE"})
     after = thing("Secret", "s", data={"a": "TkVX", "c": "TkVX"})
