@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
+import pytest
 
 import needs
 from site_run import SiteRun, assert_exactly_once, site_run
@@ -202,3 +204,21 @@ def test_desired_settings_outlive_kills_restarts_and_a_forgetful_broker(tmp_path
         assert operator.told("inference", "2", "refused").errors == report.errors
         result = finished(run)
         assert result["restarts"] == {"capture": 2, "inference": 4}
+
+
+@pytest.mark.timeout(240)
+def test_a_model_is_exchanged_while_the_site_runs_and_serves_after_a_kill(tmp_path: Path) -> None:
+    package = tmp_path / "next"
+    shutil.copytree(needs.ROOT / "models" / "parts", package)
+    manifest = json.loads((package / "manifest.json").read_text(encoding="utf-8"))
+    (package / "manifest.json").write_text(json.dumps({**manifest, "version": "next"}), encoding="utf-8")
+    with steered(tmp_path) as (run, operator):
+        run.wait_for_events(1)
+        exchange = {"shadow_frames": 5, "probation_s": 0.5}
+        operator.desire("inference", "1", {"models": {"0": {"package": str(package), "exchange": exchange}}})
+        assert operator.told("inference", "1").restart == ()
+        assert operator.next_detection("yard").model == "parts@next"
+        run.kill("inference")
+        eventually(lambda: operator.next_detection("belt").model == "parts@next", 20)
+        run.wait_for_events(len(run.delivered()) + 3)
+        assert finished(run)["restarts"] == {"inference": 1}

@@ -20,7 +20,6 @@ from integration.test_inference_live import Steered
 from skerry.channels import DESIRED
 from skerry.cli.model_golden import make as make_golden
 from skerry.desired import digest
-from skerry.inference.pace import Pace
 from skerry.messages import Desired, Reported
 from skerry.models import package as packages
 from skerry.service import rss_mb
@@ -178,7 +177,7 @@ def _hostile(site: Exchanging, name: str) -> Path:
         ("fails on a light picture", "on a test picture: session: "),
         ("wrong though fast", "expected bolt 0.3"),
         ("labels moved after its pictures", "expected bolt 0.30"),
-        ("slow", "expected at most 1e-06 ms a frame by its budget"),
+        ("slow", "expected at most 1e-06 ms a frame, got"),
         ("labels moved", "agreement with the other model, got 0%"),
         ("sees it elsewhere", "agreement with the other model, got 0%"),
     ],
@@ -198,15 +197,13 @@ def test_a_package_that_is_no_good_is_refused_and_the_old_one_serves_on(site, na
     assert site.terms() == {"received": camera.number, "inferred": camera.number}
 
 
-def test_a_model_that_cannot_keep_up_with_its_cameras_is_refused(site, monkeypatch):
-    """It need not say what it takes: the cameras do."""
-    monkeypatch.setattr(Pace, "limit_ms", lambda *_: 1e-6)
+def test_a_model_that_takes_longer_than_the_site_allows_is_refused(site):
     site.package("next")
     camera = site.camera()
-    with site.running(site.use()):
+    with site.running(site.use(exchange={**QUICK, "latency_ms": 1e-6})):
         report = site.offer(camera, "1", "next")
     assert report.state == "refused"
-    assert "expected at most 0.0 ms a frame to keep up, got " in report.errors[0]
+    assert "tiny@2.0: expected at most 1e-06 ms a frame, got " in report.errors[0]
 
 
 @pytest.mark.parametrize("how", ["nan", "fail"])
@@ -374,6 +371,7 @@ def test_what_was_unloaded_is_loaded_again_where_the_new_one_fails(site, name):
     assert terms["dropped/exchange"] > 0
 
 
+@pytest.mark.timeout(400)
 def test_fifty_exchanges_under_load_lose_no_frame_and_keep_no_memory(site):
     site.package("next")
     camera = site.camera()
@@ -395,6 +393,7 @@ def test_fifty_exchanges_under_load_lose_no_frame_and_keep_no_memory(site):
     assert sizes[-1] - sizes[0] < 20, sizes
 
 
+@pytest.mark.timeout(400)
 def test_after_a_kill_at_any_step_one_model_serves_and_what_kills_thrice_is_not_tried_again(tmp_path):
     write_package(tmp_path / "package", bright_model())
     write_package(tmp_path / "next", version="2.0")

@@ -50,7 +50,6 @@ class Rim:
         load: makes a model; see `Model`.
         put: on the loop, lets a model serve from the next frame on.
         gap: on the loop, drops a model's frames from now on.
-        limit_ms: what a frame may take at best with the model of this place; None: nothing is known.
         wake: any thread: have the loop look around.
         tell: any thread: a step was taken.
         attempts: file that remembers what failed here.
@@ -59,7 +58,6 @@ class Rim:
     load: Callable[[ModelUse], Model]
     put: Callable[[int, Model], None]
     gap: Callable[[int], None]
-    limit_ms: Callable[[int], float | None]
     wake: Callable[[], None]
     tell: Callable[[int, Activation], None]
     attempts: Path
@@ -75,7 +73,7 @@ class Leg:
         old: the model that serves until then.
         new: the model that is to serve, once it is loaded.
         watch: what is known of it on live frames.
-        limit_ms: of a frame, from the package's budget.
+        limit_ms: of a frame, by the package's budget and the site's.
     """
 
     index: int
@@ -328,15 +326,11 @@ class Exchange:
         budget = package.manifest.budget
         if budget.memory_mb is not None and grown_mb > budget.memory_mb:
             raise _Unfit(leg, f"expected at most {budget.memory_mb} MB of memory, got {grown_mb:.0f}")
-        leg.limit_ms = budget.latency_ms
-        times = sorted(_times(leg.new))
-        took, best = median_at_most(times), times[0]
+        limits = [ms for ms in (budget.latency_ms, leg.use.exchange.latency_ms) if ms is not None]
+        leg.limit_ms = min(limits, default=None)
+        took = median_at_most(_times(leg.new))
         if leg.limit_ms is not None and took > leg.limit_ms:
-            raise _Unfit(leg, f"expected at most {leg.limit_ms:g} ms a frame by its budget, got {took:.1f}")
-        # The model that serves runs meanwhile, and whatever else there is: best is compared with best.
-        pace = self._rim.limit_ms(leg.index)
-        if pace is not None and best > pace:
-            raise _Unfit(leg, f"expected at most {pace:.1f} ms a frame to keep up, got {best:.1f} at best")
+            raise _Unfit(leg, f"expected at most {leg.limit_ms:g} ms a frame, got {took:.1f}")
         return f"{took:.1f} ms a frame, {grown_mb:.0f} MB"
 
     def _look_on(self, legs: Sequence[Leg]) -> None:

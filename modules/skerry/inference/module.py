@@ -23,7 +23,6 @@ from skerry.inference.activation import Activation
 from skerry.inference.drifting import Drifting
 from skerry.inference.exchange import Exchange, Leg, Rim
 from skerry.inference.model import Flight, Model, Result, Timing
-from skerry.inference.pace import Pace
 from skerry.inference.placement import Placement
 from skerry.inference.runtimes import first_line, installed, runtime_version
 from skerry.inference.settings import InferenceSettings, ModelUse
@@ -109,7 +108,6 @@ class Inference:
         """A step of an exchange that the inventory does not show yet."""
         self._gaps: set[int] = set()
         """Models that are unloaded to make room for another."""
-        self._pace = Pace()
         self._drifting = Drifting(host.telemetry, self._describe)
         self._airborne: _Airborne | None = None
 
@@ -171,7 +169,6 @@ class Inference:
     def _begin(self, uses: dict[int, ModelUse]) -> Exchange:
         rim = Rim(
             load=self._loaded, put=self._put, gap=self._gap, wake=self._inbox.wake, tell=self._tell,
-            limit_ms=lambda n: self._pace.limit_ms(n, time.monotonic()),
             attempts=self._host.state / "attempts.json",
         )  # fmt: skip
         exchange = Exchange([Leg(n, use, self._models[n]) for n, use in uses.items()], rim)
@@ -183,7 +180,6 @@ class Inference:
         self._land()
         before, self._models[index] = self._models[index], model
         self._gaps.discard(index)
-        self._pace.changed(index)
         self._host.telemetry.gauge(
             "skerry_runtime_used", 0, model=before.package.title, runtime=before.runtime
         )
@@ -263,10 +259,6 @@ class Inference:
             if self._closing:
                 self._accounts.dropped(ref.camera, "stopping")
                 return
-            if not ref.keep:
-                index = self._model_of(ref.camera)
-                assert index is not None, "frames of other cameras are not taken"
-                self._pace.came(index, time.monotonic())
             displaced = self._inbox.put(ref, key=ref.camera, keep=ref.keep)
             if displaced is not None:
                 self._accounts.dropped(displaced.camera, "superseded")
@@ -356,8 +348,6 @@ class Inference:
         ms = (timing.session + timing.decode) / len(jobs)
         for job, result in zip(jobs, results, strict=True):
             self._publish(job.ref, result, model, timing)
-            if not job.ref.keep:
-                self._pace.took(index, job.ms + ms)
             if self._exchange is not None:
                 self._exchange.note(index, job.ref, result, job.ms + ms)
         if self._exchange is None or not self._exchange.watched(index):

@@ -38,6 +38,8 @@ class ExchangeSettings(Settings, frozen=True, kw_only=True):
     """Labels that a new package must have; null: those of the one that serves, and its attributes."""
     prove_s: Positive = 300.0
     """A package that has not got through its checks after so long is refused."""
+    latency_ms: Positive | None = None
+    """What a frame may take (median), in milliseconds, besides what the package's own budget says."""
     shadow_frames: Annotated[int, Meta(ge=0, le=10000)] = 30
     """Live frames on which the new model is compared with the one that serves before it serves; 0: none."""
     shadow_s: Positive = 30.0
