@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securesystemslib.exceptions import FormatError
 from securesystemslib.signer import CryptoSigner
 
 from publisher import DAY, NOW, Publisher, Refused, linked, package, resigned, some_keys
-from skerry.errors import Unavailable
+from skerry.errors import PackageError, Unavailable
 from skerry.trust.device import Trust
 from skerry.trust.documents import LIMITS
 from skerry.trust.packages import choose
@@ -625,3 +626,57 @@ def test_a_root_that_no_device_could_go_on_from_is_refused(
 def test_metadata_of_another_role_is_refused(publisher: Publisher, refused: Refused) -> None:
     error = refused(Malformed, publisher.files | {"timestamp.json": publisher.file("2.snapshot.json")})
     assert "expected timestamp metadata, got snapshot" in str(error)
+
+
+ODD = [
+    None, True, 0, -1, 2**63, 1e9, "", "x", "\ud800", "\x00", [], [[]], {}, {"": None},
+    "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["root", "timestamp", "snapshot", "targets"])
+def test_nothing_that_is_signed_well_can_do_more_than_be_refused(
+    publisher: Publisher, tmp_path: Path, role: str
+) -> None:
+    """Every value of every document in turn is something odd, signed by whoever may sign it."""
+    publisher.add(package("2.0.0", classes=["x86"]))
+    name = {"root": "1.root.json", "timestamp": "timestamp.json"}.get(role, f"3.{role}.json")
+    signed = json.loads(publisher.file(name))["signed"]
+    rng = random.Random(role)
+    refusals: list[PackageError | Unavailable] = []
+    for n, (place, key) in enumerate(places(signed)):
+        if rng.random() < 0.5:
+            continue
+        value = json.loads(publisher.file(name))
+        where = value["signed"]
+        for step in place:
+            where = where[step]
+        if rng.random() < 0.2:
+            del where[key]
+        else:
+            where[key] = rng.choice(ODD)
+        if role == "root" and value["signed"].get("version") == 1:
+            value["signed"]["version"] = 2
+        try:
+            changed = resigned(value, publisher.keys[role])
+            files = {name: changed} if role != "root" else {"2.root.json": changed}
+            files = publisher.files | files
+            if role != "root":
+                files = linked(files, publisher, from_role=role)
+        except (TypeError, ValueError, KeyError, FormatError):
+            continue  # no signer could write this
+        device = Trust(tmp_path / f"{n}", publisher.anchor)
+        try:
+            device.refresh(Memory(files), NOW, clock_trusted=False)
+        except (Untrusted, Unavailable) as error:
+            refusals.append(error)
+    assert Malformed in {type(each) for each in refusals}
+    assert max(len(str(each)) for each in refusals) < 500
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
+    """Where every value in a document is: the way to what holds it, and its key there."""
+    if not isinstance(value, dict | list):
+        return []
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    return [each for key, inner in items for each in ((path, key), *places(inner, (*path, key)))]

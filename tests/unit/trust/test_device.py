@@ -19,7 +19,7 @@ from skerry.trust import device as devices
 from skerry.trust import state as states
 from skerry.trust.device import Trust
 from skerry.trust.packages import order
-from skerry.trust.refusals import Forged, Frozen, Malformed, RolledBack, RootExpired, WrongSoftware
+from skerry.trust.refusals import Forged, Frozen, Malformed, MixedUp, RolledBack, RootExpired, WrongSoftware
 from skerry.trust.sources import Folder, Memory, Source
 from skerry.trust.times import Floor, Running, later, raised, reference
 
@@ -44,6 +44,14 @@ def test_a_root_that_skips_one_is_not_followed(publisher: Publisher, trust: Trus
     with pytest.raises(Forged):
         trust.refresh(Memory(files), NOW, clock_trusted=True)
     assert trust.root_version == 1
+
+
+def test_a_root_further_on_under_the_name_of_the_next_is_refused(
+    publisher: Publisher, refused: Refused
+) -> None:
+    files = publisher.exchange("timestamp").exchange("timestamp").files
+    error = refused(MixedUp, files | {"2.root.json": files["3.root.json"]})
+    assert "expected root 2, got 3" in str(error)
 
 
 def test_a_root_that_only_its_own_keys_signed_is_refused(publisher: Publisher, refused: Refused) -> None:
