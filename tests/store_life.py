@@ -92,10 +92,11 @@ def check(far: Far, store: Store, allowed: set[str]) -> Serving:
     else:
         assert slots.current is None, slots
     assert slots.previous != slots.current or slots.current is None, slots
-    for digest in slots.digests:
-        store.open_package(digest)
+    assert slots.digests <= set(store.packages()), slots
     left = {p.name for p in (store.folder / "packages").iterdir()}
     assert left <= set(far.digests), left
+    for digest in left:
+        store.open_package(digest)  # a package is there as a whole, or not at all
     states = [p.name for p in (store.folder / "states").iterdir()]
     assert len(states) == len(list((store.folder / "slots").iterdir())), states
     return serving

@@ -18,7 +18,7 @@ from skerry.errors import PackageError
 from store_disks import Mode, QuickDisk, RecordedDisk
 from store_life import Far, check, live
 
-STRIDE = int(os.environ.get("SKERRY_STORE_STEPS", "12"))
+STRIDE = int(os.environ.get("SKERRY_STORE_STEPS", "24"))
 """Of the steps at which a process is killed or a call fails, every how manieth; of cuts, all are tried."""
 
 
@@ -75,9 +75,8 @@ def test_whatever_a_power_cut_leaves_one_whole_package_serves(tmp_path: Path) ->
     life = Life(tmp_path)
     steps = range(len(life.disk.steps) + 1)
     wrong = [life.cut(n, "dropped", 0, again=n % 40 == 0) for n in steps]
-    wrong += [
-        life.cut(n, "drawn", seed, again=n % 40 == 20) for n in steps for seed in range(12 // STRIDE // 4)
-    ]
+    drawn = [(n, seed) for n in steps[:: 1 + (STRIDE > 1) * 2] for seed in range(24 // STRIDE)]
+    wrong += [life.cut(n, "drawn", seed, again=n % 40 == 20) for n, seed in drawn]
     assert list(filter(None, wrong)) == []
 
 
@@ -91,7 +90,7 @@ def test_a_store_that_forgets_a_flush_is_caught(tmp_path: Path, forgets: str) ->
 @needs.recorded_disk
 @pytest.mark.timeout(600)
 def test_a_power_cut_under_a_real_file_system_leaves_one_whole_package_serving() -> None:
-    report = hunt("models:Models", 300 // STRIDE, timeout_s=590)
+    report = hunt("models:Models", 480 // STRIDE, timeout_s=590)
     assert report["with_loss"] == report["wrong"] == 0, report["examples"]
 
 
