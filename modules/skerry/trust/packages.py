@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from skerry.messages import Name
-from skerry.models.oci import MANIFEST_BYTES, Digest, Epoch, Semver
+from skerry.models.oci import MANIFEST_BYTES, Blob, Digest, Epoch, Semver
 from skerry.trust.refusals import WrongSoftware
 
 
@@ -37,6 +37,11 @@ class TrustedPackage(Described, frozen=True, kw_only=True):
     def title(self) -> str:
         """name@version."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def manifest(self) -> Blob:
+        """The manifest, as a store asks for it."""
+        return Blob(self.digest.removeprefix("sha256:"), self.length)
 
     def require(self, *, name: str, version: str, security_epoch: int, length: int) -> None:
         """Compare what the package says of itself with what was signed of it.
