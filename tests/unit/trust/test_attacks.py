@@ -316,6 +316,17 @@ def test_parts_that_were_never_published_together_are_refused(publisher: Publish
     refused(MixedUp, newer | {"4.targets.json": older["3.targets.json"]})
 
 
+def test_a_version_that_is_not_that_of_what_it_names_is_refused(
+    publisher: Publisher, refused: Refused
+) -> None:
+    def lie(signed: dict[str, Any]) -> None:
+        signed["version"] = signed["meta"]["snapshot.json"]["version"] = 9
+
+    files = publisher.add(package("2.0.0")).stolen("timestamp", lie)
+    error = refused(MixedUp, files | {"9.snapshot.json": files["3.snapshot.json"]})
+    assert "9.snapshot.json: expected version 9, which timestamp 9 names, got 3" in str(error)
+
+
 def test_two_timestamps_of_one_version_are_refused(publisher: Publisher, refused: Refused) -> None:
     refused(MixedUp, publisher.stolen("timestamp", lambda s: s.update(expires="2026-12-01T00:00:00Z")))
 
