@@ -21,7 +21,9 @@ from typing import Any
 import yaml
 
 from skerry.deploy.greengrass_recipe import Variant
+from skerry.deploy.greengrass_scripts import WAIT_S
 
+PATIENCE_S = 200
 _ENGINE = os.environ.get("SKERRY_ENGINE", "docker")
 
 
@@ -86,12 +88,21 @@ class Core:
             script = self._nucleus(raw["Script"], module)
         return script.replace(f"skerry-{self._site}", self.name), environment, raw["Timeout"]
 
-    def do(self, module: str, name: str) -> subprocess.CompletedProcess[str]:
-        """Run a step to its end."""
+    def do(self, module: str, name: str, wait_s: int = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+        """Run a step to its end.
+
+        Args:
+            module: whose.
+            name: of the step.
+            wait_s: what `startup` waits at most; a device is never as busy as a machine that tests.
+        """
         script, environment, timeout_s = self.step(module, name)
+        if name == "startup":
+            assert f"+ {WAIT_S}))" in script
+            script = script.replace(f"+ {WAIT_S}))", f"+ {wait_s}))")
         return subprocess.run(
-            ["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, timeout=timeout_s,
-            check=False,
+            ["/bin/sh", "-c", script], env=environment, capture_output=True, text=True,
+            timeout=timeout_s + PATIENCE_S, check=False,
         )  # fmt: skip
 
     def begin(self, module: str) -> subprocess.Popen[bytes]:
@@ -106,7 +117,7 @@ class Core:
     def end(self, process: subprocess.Popen[bytes]) -> int:
         """Stop such a process as systemd does."""
         process.send_signal(signal.SIGTERM)
-        return process.wait(30)
+        return process.wait(PATIENCE_S)
 
     def clear(self) -> None:
         """Leave nothing on the engine."""

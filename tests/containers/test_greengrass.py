@@ -15,7 +15,7 @@ import yaml
 
 import conformance
 from composed import DOCKER, READER, docker
-from greengrass_core import Core, allowed
+from greengrass_core import PATIENCE_S, Core, allowed
 from greengrass_ipc import Nucleus
 from needs import ROOT
 from skerry.batches import decode
@@ -28,7 +28,7 @@ MODULES = ("broker", "uplink", "buffer", "decision", "inference", "capture")
 NAME = f"skerry-test-{os.getpid()}-gg"
 GROUP = 54_321
 """A group that nobody is in: whose the nucleus' socket is."""
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def rendered(folder: Path, link: str, text: str = "") -> Path:
@@ -116,8 +116,8 @@ def test_on_lite_the_run_scripts_give_the_events_of_a_plain_run(link, tmp_path):
 
         # Lite starts them in any order.
         processes = {module: device.begin(module) for module in reversed(MODULES)}
-        eventually(lambda: len(device.left()["containers"]) == len(MODULES), 60)
-        eventually(lambda: conformance.arrived(events()), 240)
+        eventually(lambda: len(device.left()["containers"]) == len(MODULES), 120)
+        eventually(lambda: conformance.arrived(events()), 400)
         assert_confined(device)
         codes = {module: device.end(processes[module]) for module in reversed(MODULES)}
         assert codes == dict.fromkeys(MODULES, 0)
@@ -146,7 +146,7 @@ def test_startup_ends_well_when_the_module_is_well_and_the_events_are_those_of_a
         assert state["Running"] is True
         assert inspected(started, module)["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     assert_confined(started)
-    eventually(lambda: conformance.arrived(delivered()), 240)
+    eventually(lambda: conformance.arrived(delivered()), 400)
     conformance.same(delivered())
 
 
@@ -171,7 +171,7 @@ def test_startup_fails_at_once_when_the_module_ends_and_recover_leaves_nothing_o
         began = time.monotonic()
         done = started.do("decision", "startup")
         assert done.returncode == 1
-        assert time.monotonic() - began < 60  # it does not wait for what has ended: that would be 90
+        assert time.monotonic() - began < PATIENCE_S  # it does not wait for what has ended
         assert "decision: expected it to get well" in done.stderr
         assert "$.bus" in done.stderr
         assert started.container("decision") not in started.left()["containers"]
@@ -184,13 +184,7 @@ def test_startup_fails_at_once_when_the_module_ends_and_recover_leaves_nothing_o
 def test_startup_fails_in_its_time_when_the_module_runs_and_does_not_get_well(started):
     kept = broken(started, "decision", {"http_port": 9999})
     try:
-        script, environment, timeout_s = started.step("decision", "startup")
-        assert "+ 90))" in script
-        shorter = script.replace("+ 90))", "+ 5))")
-        done = subprocess.run(
-            ["/bin/sh", "-c", shorter], env=environment, capture_output=True, text=True, timeout=timeout_s,
-            check=False,
-        )  # fmt: skip
+        done = started.do("decision", "startup", wait_s=5)
         assert done.returncode == 1
         assert "expected it to get well" in done.stderr
         assert started.container("decision") not in started.left()["containers"]

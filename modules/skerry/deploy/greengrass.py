@@ -167,11 +167,11 @@ def _lifecycle(deployment: Deployment, container: Container, variant: Variant) -
         return {"RequiresPrivilege": True, "Timeout": timeout_s, **more, "Script": script}
 
     if variant == "lite":
-        return {"run": step(run(deployment, container), container.stop_s + 30, **setenv)}
+        return {"run": step(run(deployment, container), container.stop_s + 60, **setenv)}
     return {
         # Twice the wait: also to make the container, and for health checks that do not answer.
         "startup": step(startup(deployment, container), 2 * WAIT_S, **setenv),
-        "shutdown": step(shutdown(deployment, container), container.stop_s + 30),
+        "shutdown": step(shutdown(deployment, container), container.stop_s + 60),
         "recover": step(recover(deployment, container), 60),
     }
 
