@@ -230,3 +230,29 @@ def test_nothing_to_fall_back_to_is_an_error_that_says_why(far: Far, store: Stor
     (far.bundled / "model.onnx").write_bytes(b"?")
     with pytest.raises(Exception, match=r"expected a package of tiny, got none\ncurrent: [^$]*bundled: "):
         store.resolve(NAME)
+
+
+def test_what_is_fallen_back_to_is_compared_by_its_hashes_first(far: Far, store: Store) -> None:
+    one, two, *_ = far.digests
+    with model_file(store, two).open("ab") as file:
+        file.write(b"!")
+    model_file(store, one).write_bytes(bytes(3000))  # of the right size
+    with capture_logs():
+        store = reopened(far, store)
+    assert {(f.action, f.digest) for f in store.found} == {
+        (action, digest) for action in ("dropped", "fell_back") for digest in (one, two)
+    }
+    check(far, store, {""})
+
+
+def test_a_scrub_compares_blobs_that_no_package_has_yet(far: Far, store: Store) -> None:
+    blob = next(f.blob for f in far.packed[2].listing.files if f.title == "model.onnx")
+    store.receive(blob, lambda start: far.source.blob(blob, start))
+    assert store.scrub() == ()
+    path = store.folder / "blobs" / "sha256" / blob.digest
+    path.write_bytes(bytes(blob.size))
+    with capture_logs():
+        (found,) = store.scrub()
+    assert (found.action, found.digest) == ("dropped", blob.digest)
+    assert store.missing([blob]) == blob.size
+    check(far, store, {far.digests[1]})
