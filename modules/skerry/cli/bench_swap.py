@@ -238,12 +238,17 @@ class _Desk:
 def _figures(
     results: dict[str, list[Detections]], from_ns: int, until_ns: int, first: Metrics, last: Metrics
 ) -> dict[str, Any]:
+    unheard = 0
+    """Results that were sent, and did not come to this busy process."""
     gaps: list[float] = []
     jumps: list[int] = []
     at_switch: list[tuple[int, float]] = []
     for seen in results.values():
         mine = [result for result in seen if from_ns <= result.inferred_ns < until_ns]
         for before, after in pairwise(mine):
+            if after.sequence != before.sequence + 1:
+                unheard += after.sequence - before.sequence - 1
+                continue
             apart, ms = after.number - before.number, (after.inferred_ns - before.inferred_ns) / 1e6
             gaps.append(ms)
             jumps.append(apart)
@@ -255,6 +260,7 @@ def _figures(
         "results": len(gaps),
         "frames_without_result": sum(jumps) - len(jumps),
         "longest_gap_frames": max(jumps),
+        "results_not_heard_here": unheard,
         "gap_ms": {
             "p50": round(gaps[len(gaps) // 2], 1),
             "p99": round(gaps[int(len(gaps) * 0.99)], 1),

@@ -45,7 +45,7 @@ class ExchangeSettings(Settings, frozen=True, kw_only=True):
     shadow_s: Positive = 30.0
     """Where fewer frames come within this, they will do."""
     shadow_share: Annotated[float, Meta(gt=0, le=1)] = 0.25
-    """Of one core, for the model that only looks on."""
+    """Of one core, for the model that only looks on, and while it is checked before."""
     least_agreement: Fraction = 0.5
     """Objects that both models see, as a share of those that one of them sees; 0 asks for none."""
     probation_s: Annotated[float, Meta(ge=0)] = 30.0
