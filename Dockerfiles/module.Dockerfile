@@ -66,6 +66,11 @@ ENTRYPOINT ["python3", "-m", "skerry.capture"]
 FROM common AS inference
 ENTRYPOINT ["python3", "-m", "skerry.inference"]
 
+FROM common AS inference-gpu
+# Where the wheels of NVIDIA's libraries are, if the lock has them; a base that has its own names them itself.
+ENV LD_LIBRARY_PATH=/opt/skerry/nvidia/cu13/lib:/opt/skerry/nvidia/cudnn/lib${LD_LIBRARY_PATH:+:${LD_LIBRARY_PATH}}
+ENTRYPOINT ["python3", "-m", "skerry.inference"]
+
 FROM common AS decision
 ENTRYPOINT ["python3", "-m", "skerry.decision"]
 

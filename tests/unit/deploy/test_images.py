@@ -69,6 +69,13 @@ def test_every_image_that_a_rendering_can_name_is_one_that_is_built():
     assert named | {"uplink"} == set(build_images.IMAGES)
 
 
+def test_the_image_with_wheels_of_cuda_has_those_and_else_what_the_one_without_has():
+    added = pins("inference-gpu-cuda") - pins("inference-gpu")
+    assert {name for name, _ in added} >= {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft"}
+    assert all(name.startswith("nvidia-") for name, _ in added)
+    assert pins("inference-gpu") <= pins("inference-gpu-cuda")
+
+
 def installed(place: Path) -> Path:
     """A distribution as pip leaves it."""
     files = {
