@@ -13,7 +13,7 @@ import kubernetes_validate
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import needs
@@ -258,8 +258,8 @@ def test_settings_in_a_pod_are_what_the_module_takes(tmp_path):
     topic = "far/$data/$(HOME)/$$/{lane}"
     its = on(tmp_path, SITE + f"link: {{kind: mqtt, host: far, topic: '{topic}'}}\n")
     [variable] = containers(its)["uplink"]["env"]
-    settings = parse_json(UplinkSettings, expanded(variable["value"], {}), "it")
-    assert settings.link.topic == topic
+    told = parse_json(UplinkSettings, expanded(variable["value"], {}), "it")
+    assert told.link.topic == topic
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
@@ -477,10 +477,10 @@ def test_link_overlays_take_their_secrets_by_reference():
 
 
 def test_host_of_iot_core_comes_from_the_secret():
-    endpoint, settings = containers(variants(demo())["aws"])["uplink"]["env"]
+    endpoint, said = containers(variants(demo())["aws"])["uplink"]["env"]
     assert endpoint["valueFrom"]["secretKeyRef"] == {"name": "secrets-uplink", "key": "aws-iot-endpoint"}
-    assert ENDPOINT_REFERENCE in settings["value"]
-    value = expanded(settings["value"], {endpoint["name"]: "x-ats.iot.example"})
+    assert ENDPOINT_REFERENCE in said["value"]
+    value = expanded(said["value"], {endpoint["name"]: "x-ats.iot.example"})
     link = parse_json(UplinkSettings, value, "it").link
     assert isinstance(link, AwsLink)
     assert link.endpoint == "x-ats.iot.example"
@@ -557,6 +557,8 @@ documents = st.recursive(
 )
 
 
+# On a busy machine any example may take long.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(documents, documents)
 def test_a_patch_makes_one_document_into_the_other(one, other):
     assert patched(one, patch(one, other)) == other
