@@ -8,6 +8,7 @@ import pytest
 
 import needs
 from skerry.cli import main
+from skerry.models.signing import keys
 
 PARTS = needs.ROOT / "models" / "parts"
 Run = tuple[int, str, str]
@@ -22,7 +23,9 @@ MADE = (
 
 
 def call(text: str) -> int:
-    return main(["model", *text.split()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "COST", 2**10)
+        return main(["model", *text.split()])
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
 """Keys of those who sign: Ed25519, one file each, with a passphrase or readable by their owner alone.
 
-A key is two files: `NAME.key` (PEM, PKCS #8) stays where it is used, `NAME.pub` (PEM) travels.
+A key is two files: `NAME.key` (PEM, PKCS #8) stays where it is used, `NAME.pub` (PEM) travels. Before an
+encrypted one stands a line that says how its passphrase was stretched: PKCS #8 as it is written here has 2048
+rounds of PBKDF2, which is little against somebody who has the file and time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -26,6 +32,10 @@ from skerry import durable
 from skerry.errors import ConfigError, Unavailable
 
 PRIVATE, PUBLIC = ".key", ".pub"
+COST = 2**17
+"""N of scrypt with r = 8 and p = 1: 128 MiB and a third of a second. Source: RFC 7914, section 2."""
+_MOST_COST = 2**18
+_STRETCHED = re.compile(rb"scrypt n=([0-9]{1,7}) salt=([0-9a-f]{32})\n(?=-----BEGIN)")
 
 
 def make(folder: Path, name: str, passphrase: bytes | None) -> SSlibKey:
@@ -45,10 +55,15 @@ def make(folder: Path, name: str, passphrase: bytes | None) -> SSlibKey:
         if path.exists():
             raise ConfigError(f"{path}: expected a new key, got one that is there (choose another name)")
     key = Ed25519PrivateKey.generate()
-    kept: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    kept: KeySerializationEncryption = NoEncryption()
+    before = b""
+    if passphrase is not None:
+        salt = _salt(passphrase)
+        kept = BestAvailableEncryption(_stretched(passphrase, salt, COST))
+        before = f"scrypt n={COST} salt={salt.hex()}\n".encode()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        durable.replace(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, kept))
+        durable.replace(private, before + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, kept))
         content = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         durable.replace(public, content, 0o644)
     except OSError as error:
@@ -97,13 +112,20 @@ def read_private(path: Path, passphrase: bytes | None) -> CryptoSigner:
         Unavailable: it cannot be read.
     """
     content = _read(path)
-    encrypted = b"ENCRYPTED" in content.partition(b"\n")[0]
+    encrypted = b"BEGIN ENCRYPTED" in content
     if not encrypted:
         _check_private(path)
+        passphrase = None
     elif passphrase is None:
         raise ConfigError(f"{path}: expected a passphrase for it, got none (--passphrase-file)")
+    elif found := _STRETCHED.match(content):
+        cost = int(found.group(1))
+        if cost > _MOST_COST or cost.bit_count() != 1 or cost < 2:
+            raise ConfigError(f"{path}: expected a power of two up to {_MOST_COST}, got n={cost}")
+        passphrase = _stretched(passphrase, bytes.fromhex(found.group(2).decode()), cost)
+        content = content[found.end() :]
     try:
-        key = load_pem_private_key(content, passphrase if encrypted else None)
+        key = load_pem_private_key(content, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         cause = "another passphrase, or something else" if encrypted else "something else"
         raise ConfigError(f"{path}: expected a key in PEM, got {cause}") from error
@@ -130,6 +152,18 @@ def signers(folder: Path, passphrase: bytes | None) -> tuple[CryptoSigner, ...]:
         Unavailable: the folder cannot be read.
     """
     return tuple(read_private(path, passphrase) for path in _files(folder, PRIVATE))
+
+
+@lru_cache(maxsize=8)
+def _salt(passphrase: bytes) -> bytes:  # noqa: ARG001 - of one process, keys with one passphrase share a salt, and its cost
+    return os.urandom(16)
+
+
+@lru_cache(maxsize=8)
+def _stretched(passphrase: bytes, salt: bytes, cost: int) -> bytes:
+    """What opens a key: a passphrase that is slow and large to try."""
+    memory = 128 * 8 * cost
+    return hashlib.scrypt(passphrase, salt=salt, n=cost, r=8, p=1, maxmem=2 * memory).hex().encode()
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

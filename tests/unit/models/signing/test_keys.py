@@ -1,13 +1,25 @@
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from skerry.errors import ConfigError, Unavailable
 from skerry.models.signing import keys
 
 PASSPHRASE = b"correct horse"
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "COST", 2**10)
 
 
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
@@ -40,6 +52,33 @@ def test_an_encrypted_key_opens_with_its_passphrase_alone(tmp_path: Path) -> Non
         keys.signers(tmp_path, b"wrong")
     (tmp_path / "root-1.key").chmod(0o644)
     assert len(keys.signers(tmp_path, PASSPHRASE)) == 1, "encrypted, it may lie about"
+
+
+def test_a_passphrase_is_stretched_at_a_cost_that_the_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.make(tmp_path, "one", PASSPHRASE)
+    monkeypatch.setattr(keys, "COST", 2**11)
+    keys.make(tmp_path, "two", PASSPHRASE)
+    assert len(keys.signers(tmp_path, PASSPHRASE)) == 2
+    path = tmp_path / "two.key"
+    line, _, pem = path.read_bytes().partition(b"\n")
+    assert line.startswith(b"scrypt n=2048 salt=")
+    for cost in (0, 1, 2047, 2**19, 9999999):
+        path.write_bytes(line.replace(b"2048", str(cost).encode()) + b"\n" + pem)
+        with pytest.raises(ConfigError, match="expected a power of two"):
+            keys.signers(tmp_path, PASSPHRASE)
+    path.write_bytes(pem)
+    with pytest.raises(ConfigError, match="another passphrase"):
+        keys.signers(tmp_path, PASSPHRASE)
+
+
+def test_an_encrypted_key_from_elsewhere_opens_as_it_is(tmp_path: Path) -> None:
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(PASSPHRASE)
+    )
+    (tmp_path / "root-1.key").write_bytes(pem)
+    assert len(keys.signers(tmp_path, PASSPHRASE)) == 1
 
 
 def test_a_plain_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
