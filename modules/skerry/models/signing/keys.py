@@ -33,7 +33,7 @@ from skerry.errors import ConfigError, Unavailable
 
 PRIVATE, PUBLIC = ".key", ".pub"
 COST = 2**17
-"""N of scrypt with r = 8 and p = 1: 128 MiB and a third of a second. Source: RFC 7914, section 2."""
+"""N of scrypt with r = 8 and p = 1: 128 MiB and half a second. Source: RFC 7914, section 2."""
 _MOST_COST = 2**18
 _STRETCHED = re.compile(rb"scrypt n=([0-9]{1,7}) salt=([0-9a-f]{32})\n(?=-----BEGIN)")
 
