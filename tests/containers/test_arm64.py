@@ -32,6 +32,7 @@ TOLERANCE = 0.001
 """Of scores, attributes, and corners of boxes as parts of the picture: kernels add in another order."""
 NO_PROCESSORS = "/sys/devices/system/cpu"
 FRAMES = 6
+PATIENCE_S = 600
 EMULATED = ("inference", "decision")
 RUNS = ("capture", "inference-cpu", "decision", "buffer", "uplink", "uplink-azure")
 _LOOK = """
@@ -109,6 +110,9 @@ def test_inference_and_decision_give_the_events_that_they_give_here(tmp_path):
         service["image"] += "-arm64"
         service.setdefault("volumes", []).append(f"{tmp_path}/nothing:{NO_PROCESSORS}:ro")
         service["mem_limit"] = service["memswap_limit"] = "2g"  # emulation takes its own
+        settings = json.loads(service["environment"]["SKERRY_SETTINGS"]) | {"watchdog_s": PATIENCE_S}
+        service["environment"]["SKERRY_SETTINGS"] = json.dumps(settings)
+        service["healthcheck"] = {"disable": True}  # each is a start of Python
     (folder / COMPOSE_FILE).write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     inside, _ = contained(load_site(site, here=False))
     running = Composed(folder, plan(inside, place(inside, secure=False)), f"skerry-arm64-{os.getpid()}")
