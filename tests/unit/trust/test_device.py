@@ -177,7 +177,7 @@ def _damage(path: Path, damage: str) -> None:
             damaged = {
                 "empty": b"",
                 "half": content[: len(content) // 2],
-                "bit": content[:200] + bytes([content[200] ^ 1]) + content[201:],
+                "bit": content.replace(b'"parts":3', b'"parts":2'),  # an epoch one lower, and still JSON
                 "nonsense": b"[" * 100_000,
             }
             path.write_bytes(damaged[damage])
