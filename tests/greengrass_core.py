@@ -121,10 +121,10 @@ class Core:
 
     def clear(self) -> None:
         """Leave nothing on the engine."""
-        for kind, listed, remove in (
-            ("container", ["ps", "-aq"], ["rm", "-f"]),
-            ("network", ["network", "ls", "-q"], ["network", "rm"]),
-            ("volume", ["volume", "ls", "-q"], ["volume", "rm"]),
+        for listed, remove in (
+            (["ps", "-aq"], ["rm", "-f"]),
+            (["network", "ls", "-q"], ["network", "rm"]),
+            (["volume", "ls", "-q"], ["volume", "rm"]),
         ):
             found = subprocess.run(
                 [_ENGINE, *listed, "--filter", f"name={self.name}"],
@@ -134,7 +134,7 @@ class Core:
             ).stdout.split()
             if found:
                 subprocess.run([_ENGINE, *remove, *found], capture_output=True, check=True)
-            assert kind
+        Path(f"/run/{self.name}.lock").unlink(missing_ok=True)
 
     def left(self) -> dict[str, list[str]]:
         """What of the site is on the engine: names of containers, networks and volumes."""
