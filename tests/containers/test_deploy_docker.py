@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -290,6 +291,33 @@ def test_an_engine_far_away_needs_nothing_but_its_api(
         assert fresh.deploy("--remove", "--state") == 0
     monkeypatch.delenv("DOCKER_HOST")
     assert fresh.left() == {"containers": [], "volumes": [], "networks": []}
+
+
+def test_only_who_goes_out_is_in_the_network_that_leads_there(fresh: Deployed) -> None:
+    def networks(module: str) -> set[str]:
+        return set(fresh.container(module)["NetworkSettings"]["Networks"])
+
+    away, file = "link: {kind: mqtt, host: 192.0.2.1}", "link: {kind: file, path: events.jsonl}"
+    fresh.change(file, away)
+    assert fresh.deploy("--wait", "0") == 0
+    site, outside = fresh.called("site"), fresh.called("outside")
+    assert {name: networks(name) for name in MODULES} == {
+        name: {site, outside} if name == "uplink" else {site} for name in MODULES
+    }
+    assert json.loads(docker("network", "inspect", site))[0]["Internal"] is True
+    fresh.change(away, file)
+    assert fresh.deploy("--wait", "0") == 0
+    assert networks("uplink") == {site}
+    assert len(fresh.left()["networks"]) == 1
+
+
+def test_a_package_can_stay_where_it_is(fresh: Deployed, tmp_path: Path) -> None:
+    package = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "models" / "parts", package)
+    assert fresh.deploy("--bind", f"models/parts={package}", "--wait", "0") == 0
+    [mount] = [m for m in fresh.container("inference")["Mounts"] if m["Destination"] == "/models/parts"]
+    assert (mount["Type"], mount["Source"], mount["RW"]) == ("bind", str(package), False)
+    assert not [name for name in fresh.left()["volumes"] if "-models-" in name]
 
 
 def test_one_that_cannot_start_says_why(fresh: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
