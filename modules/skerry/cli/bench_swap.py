@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -87,11 +87,17 @@ def run(*, package: Path | None = None, swaps: int = 50, runtime: str = "onnxrun
             "of_it_probation": _EXCHANGE["probation_s"],
         },
         "frames_failed": sum(n for name, n in terms.items() if name.endswith("/failed")),
-        "frames_dropped": {
-            name.partition("/dropped/")[2]: n for name, n in sorted(terms.items()) if "/dropped/" in name
-        },
+        "frames_dropped": _dropped(terms),
         "ledger_balanced": all(_balance(terms, camera) == 0 for camera in CAMERAS),
     }  # fmt: skip
+
+
+def _dropped(terms: dict[str, int]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for name, n in sorted(terms.items()):
+        if "/dropped/" in name:
+            found[name.partition("/dropped/")[2]] += n
+    return dict(found)
 
 
 def _balance(terms: dict[str, int], camera: str) -> int:
