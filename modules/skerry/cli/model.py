@@ -191,12 +191,21 @@ def _print_report(report: dict[str, Any]) -> None:
         *(("output", f"{o['name']}: {o['shape']}") for o in report["outputs"]),
         ("decoder", f"{decoder['kind']}: {settings}"),
         ("labels", shown),
+        ("golden", _golden_text(report["golden"])),
+        *(("budget", f"{k}: {v:g}") for k, v in report["budget"].items() if v is not None),
     ]  # fmt: skip
     for name, text in rows:
         print(f"{name:10} {text}")
     if "runtimes" in report:
         print()
         _print_runtimes(report["runtimes"])
+
+
+def _golden_text(golden: dict[str, Any] | None) -> str:
+    if golden is None:
+        return "none (skerry model golden keeps some)"
+    seen = sum(len(picture["objects"]) for picture in golden["pictures"])
+    return f"{len(golden['pictures'])} pictures, {seen} objects"
 
 
 def _print_runtimes(measurements: list[dict[str, Any]]) -> None:
