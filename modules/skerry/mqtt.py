@@ -57,6 +57,7 @@ _SAY_AGAIN_AFTER = 20
 _CLOSED = "closed by the broker"
 _NO_REASON = ("Unspecified error", "The connection was lost.")  # what paho 2 and 1.6 say of an end of stream
 _FLUSH_S = 1.0
+_LEAVE_S = 0.3
 _REMEMBERED_TOPICS = 1024
 
 log = structlog.get_logger()
@@ -169,7 +170,8 @@ class MqttBus:
         if self._thread.ident is None:
             self._forget()
         elif self._thread is not threading.current_thread():
-            self._thread.join(_FLUSH_S + 1.0)
+            # Without a connection there is nothing to flush, and looking a name up can take half a minute.
+            self._thread.join(_FLUSH_S + 1.0 if self._connected else _LEAVE_S)
 
     def _room(self, client: mqtt.Client) -> bool:
         """Whether one more message may be handed to paho."""

@@ -78,13 +78,23 @@ def test_modules_have_no_capability_and_cannot_write_their_root(site):
 
 
 def test_nobody_reaches_the_outside(site):
-    code = (
-        "import socket\n"
-        "try: socket.create_connection(('192.0.2.1', 443), 2)\n"
-        "except OSError as error: print('no:', error)"
-    )
-    for name in SERVICES:
-        assert docker("exec", site.container(name), "python3", "-c", code).startswith("no:")
+    """Somebody outside listens, and can be reached from a container that has a network of the world."""
+    name = f"{site.project}-far"
+    server = ["--entrypoint=python3", READER, "-m", "http.server"]
+    docker("run", "--detach", "--rm", "--name", name, *server)
+    try:
+        address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).strip()
+        code = (
+            "import socket\n"
+            f"try: socket.create_connection(({address!r}, 8000), 2); print('yes')\n"
+            "except OSError as error: print('no:', error)"
+        )
+        control = ["run", "--rm", "--entrypoint=python3", READER, "-c", code]
+        eventually(lambda: docker(*control) == "yes\n", 30)
+        for service in SERVICES:
+            assert docker("exec", site.container(service), "python3", "-c", code).startswith("no:"), service
+    finally:
+        docker("rm", "--force", name)
 
 
 def test_there_is_no_pip_in_an_image(site):

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,27 @@ def test_bus_that_was_never_connected_says_no_and_closes():
     bus.close()
     bus.close()
     assert threading.active_count() <= before
+
+
+def test_bus_whose_broker_is_being_looked_up_does_not_hold_up_the_end(monkeypatch):
+    """A name that nobody answers for: there is nothing to flush, and a module must keep to its grace."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def look_up(*_):
+        asked.set()
+        answer.wait(60)
+        raise OSError("nobody answered")
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    bus = MqttBus(BusSettings(host="broker"), "s", "m", (STATUS, SAMPLES["status"]))
+    try:
+        bus.connect()
+        assert asked.wait(30)
+        begin = time.monotonic()
+        bus.close()
+        assert time.monotonic() - begin < 1.8
+    finally:
+        answer.set()
 
 
 @pytest.mark.parametrize(
