@@ -93,6 +93,12 @@ def plain_run(site: Path, folder: Path) -> list[dict[str, Any]]:
     return conformance.parsed((folder / "events.jsonl").read_text(encoding="utf-8"))
 
 
+def told(service: dict[str, Any], **more: float) -> None:
+    """Tell a service of a compose file more than its site does."""
+    settings = json.loads(service["environment"]["SKERRY_SETTINGS"]) | more
+    service["environment"]["SKERRY_SETTINGS"] = json.dumps(settings)
+
+
 def said(events: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """What was said of which part, without numbers that kernels differ in."""
     return sorted((e["lane"], e["type"], e["subject"], str(e["data"].get("frame"))) for e in events)
@@ -110,9 +116,9 @@ def test_inference_and_decision_give_the_events_that_they_give_here(tmp_path):
         service["image"] += "-arm64"
         service.setdefault("volumes", []).append(f"{tmp_path}/nothing:{NO_PROCESSORS}:ro")
         service["mem_limit"] = service["memswap_limit"] = "2g"  # emulation takes its own
-        settings = json.loads(service["environment"]["SKERRY_SETTINGS"]) | {"watchdog_s": PATIENCE_S}
-        service["environment"]["SKERRY_SETTINGS"] = json.dumps(settings)
         service["healthcheck"] = {"disable": True}  # each is a start of Python
+        told(service, watchdog_s=PATIENCE_S)
+    told(document["services"]["capture"], fast_wait_s=PATIENCE_S, consumer_wait_s=PATIENCE_S)
     (folder / COMPOSE_FILE).write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     inside, _ = contained(load_site(site, here=False))
     running = Composed(folder, plan(inside, place(inside, secure=False)), f"skerry-arm64-{os.getpid()}")
