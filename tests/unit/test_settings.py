@@ -1,4 +1,6 @@
 # ruff: noqa: E501 - a table of whole error messages reads best unbroken
+import json
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from skerry.errors import ConfigError
+from skerry.kinds import NAMES, kind_of
 from skerry.messages import Name
 from skerry.settings import BusSettings, ModuleSettings, Settings, parse, parse_json, problems
 
@@ -141,3 +144,13 @@ def test_problems_are_found_exactly_where_the_type_would_refuse(raw):
             msgspec.convert(raw, Sample)
     else:
         msgspec.convert(raw, Sample)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_no_pattern_lets_a_line_break_at_the_end_through(kind):
+    """Python's `$` is before one, too; what is checked goes into topics, access rules and file names."""
+    schema = msgspec.json.schema(kind_of(kind).settings)
+    patterns = re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(schema))
+    assert all(
+        json.loads(f'"{pattern}"').endswith("(?!\\n)") or "$" not in pattern for pattern in patterns
+    ), patterns

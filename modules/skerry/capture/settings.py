@@ -53,7 +53,7 @@ class RtspSource(Login, frozen=True, kw_only=True, tag_field="kind", tag="rtsp")
 class V4l2Source(Settings, frozen=True, kw_only=True, tag_field="kind", tag="v4l2"):
     """A camera of this machine, e.g. USB. What is left out, the driver chooses."""
 
-    device: Annotated[str, Meta(pattern=r"^/dev/\S+$")]
+    device: Annotated[str, Meta(pattern=r"^/dev/\S+$(?!\n)")]
     width: Pixels | None = None
     height: Pixels | None = None
     fps: Fps | None = None

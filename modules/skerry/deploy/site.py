@@ -112,7 +112,7 @@ class Site(Settings, frozen=True, kw_only=True):
     """A site: cameras, models, rules, and the way out."""
 
     site: Name
-    version: Annotated[str, Meta(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}$")] = "1.0.0"
+    version: Annotated[str, Meta(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}$(?!\n)")] = "1.0.0"
     """Of this file: raise it with each change that goes to a fleet, Greengrass takes a version once."""
     device: str = ""
     """The class of the device that it is for (`skerry check --help` lists them); empty: not said."""

@@ -50,7 +50,7 @@ class ExchangeSettings(Settings, frozen=True, kw_only=True):
     """Objects that both models see, as a share of those that one of them sees; 0 asks for none."""
     probation_s: Annotated[float, Meta(ge=0)] = 30.0
     """How long the new model is watched while it serves, and the old one kept to go back to."""
-    force: Annotated[str, Meta(pattern=r"^([0-9a-f]{8,64})?$")] = ""
+    force: Annotated[str, Meta(pattern=r"^([0-9a-f]{8,64})?$(?!\n)")] = ""
     """Digest, or its first digits, of a package that failed here and is to be tried all the same."""
 
 

@@ -18,11 +18,11 @@ from skerry.messages import Fraction, Name
 from skerry.settings import Positive, Settings
 
 Text = Annotated[str, Meta(min_length=1)]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$", max_length=128)]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$(?!\n)", max_length=128)]
 """A file inside the package's folder: no path, so a package cannot reach outside itself."""
-Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+$", min_length=1, max_length=64)]
+Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+$(?!\n)", min_length=1, max_length=64)]
 Size = Annotated[int, Meta(ge=1, le=8192)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
 class Artifact(Settings, frozen=True, kw_only=True):

@@ -42,9 +42,9 @@ class FileLink(Settings, frozen=True, kw_only=True, tag_field="kind", tag="file"
 class HomeAssistant(Settings, frozen=True, kw_only=True):
     """The rules as entities of a Home Assistant that is at the same broker."""
 
-    discovery_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=128)] = (
-        "homeassistant"
-    )
+    discovery_prefix: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$(?!\n)", max_length=128)
+    ] = "homeassistant"
     """As Home Assistant has it; its birth message is at `status` below it."""
     availability_topic: Annotated[str, Meta(min_length=1, max_length=200)] = "skerry/{site}/availability"
     """`online` while the link is, else `offline`; retained, and the link's last will."""
@@ -191,15 +191,15 @@ def _check_header(where: str, name: str, seen: set[str]) -> None:
     seen.add(lower)
 
 
-ShadowName = Annotated[str, Meta(pattern=r"^[$a-zA-Z0-9:_-]{0,64}$")]
+ShadowName = Annotated[str, Meta(pattern=r"^[$a-zA-Z0-9:_-]{0,64}$(?!\n)")]
 """AWS IoT Device Shadow service: the name of a shadow."""
-ThingName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9:_-]{0,128}$")]
+ThingName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9:_-]{0,128}$(?!\n)")]
 
 
 class Provisioning(Settings, frozen=True, kw_only=True):
     """Fleet provisioning by claim: a certificate that many devices share gets one of the device's own."""
 
-    template: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_-]{1,36}$")]
+    template: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_-]{1,36}$(?!\n)")]
     """The name of the provisioning template."""
     claim_certificate: Annotated[str, Meta(min_length=1)]
     """PEM file of the claim certificate."""
@@ -288,9 +288,9 @@ def _check_remote_topic(topic: str) -> None:
         raise ValueError(f"remote_topic: expected only {{site}}, got {topic!r}")
 
 
-HubName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,253}$")]
+HubName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,253}$(?!\n)")]
 """A host, by name or by address."""
-DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_%#*?!(),=@$'+-]{1,128}$")]
+DeviceId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_%#*?!(),=@$'+-]{1,128}$(?!\n)")]
 """IoT Hub, identity registry: the name of a device or of a module."""
 
 
@@ -328,9 +328,9 @@ class ConnectionStringIdentity(
 class DpsKeyIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="dps-key"):
     """The Device Provisioning Service says which hub and device, for a symmetric key."""
 
-    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$")]
+    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$(?!\n)")]
     """The ID scope: `0ne...`."""
-    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$")]
+    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$(?!\n)")]
     """The registration ID."""
     key_file: Annotated[str, Meta(min_length=1)]
     """File that holds the key, in base64."""
@@ -342,8 +342,8 @@ class DpsKeyIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag=
 class DpsCertificateIdentity(Settings, frozen=True, kw_only=True, tag_field="kind", tag="dps-x509"):
     """The Device Provisioning Service says which hub and device, for a certificate."""
 
-    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$")]
-    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$")]
+    scope: Annotated[str, Meta(pattern=r"^[0-9A-Za-z]{1,32}$(?!\n)")]
+    registration: Annotated[str, Meta(pattern=r"^[0-9A-Za-z._:-]{1,128}$(?!\n)")]
     """The registration ID, which is the certificate's common name."""
     certificate: Annotated[str, Meta(min_length=1)]
     key: Annotated[str, Meta(min_length=1)]
