@@ -103,7 +103,8 @@ class Composed:
 
     def delivered(self) -> list[dict[str, Any]]:
         """The events that the far end has, which is a file here."""
-        code = f"from pathlib import Path\np = Path('{OUTPUT}/events.jsonl')\nprint(p.exists() and p.read_text())"
+        path = f"pathlib.Path('{OUTPUT}/events.jsonl')"
+        code = f"import pathlib\nprint({path}.exists() and {path}.read_text())"
         volume = f"-v={self.project}_output:{OUTPUT}:ro"
         text = docker("run", "--rm", "--entrypoint=python3", volume, READER, "-c", code)
         return [json.loads(line) for line in text.splitlines() if line not in ("", "False")]

@@ -160,7 +160,7 @@ class CaptureSettings(ModuleSettings, frozen=True, kw_only=True):
     """With `pace: fast`, frames that may be without a result at a time; below `slots`."""
     fast_wait_s: Positive = 2.0
     """With `pace: fast`, how long to wait for a result before it is counted as overdue."""
-    consumer_wait_s: Annotated[float, Meta(ge=0)] = 15.0
+    consumer_wait_s: Annotated[float, Meta(ge=0)] = 120.0
     """With `pace: fast`, how long the first frame waits for inference and decision to be ready."""
 
 
