@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -197,12 +198,13 @@ def test_a_copy_that_is_older_is_not_the_one_that_counts(
 
 
 def test_a_device_that_has_lost_both_copies_goes_on_from_its_anchor_and_says_so(
-    tmp_path: Path, publisher: Publisher, trust: Trust, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, publisher: Publisher, trust: Trust
 ) -> None:
     for name in states.FILES:
         (tmp_path / "state" / name).write_bytes(b"?")
-    device = Trust(tmp_path / "state", publisher.anchor)
-    assert "trust.state_lost" in capsys.readouterr().out
+    with capture_logs() as logs:
+        device = Trust(tmp_path / "state", publisher.anchor)
+    assert "trust.state_lost" in [line["event"] for line in logs]
     assert device.packages == ()
     assert device.refresh(publisher.source, NOW, clock_trusted=True) == (package("1.0.0"),)
 
