@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 import needs
 from publisher import DAY, NOW, Publisher, Refused, package, resigned, some_keys
