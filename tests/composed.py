@@ -1,5 +1,6 @@
 """A site that runs from its compose file, as an operator starts it, and what it leaves behind."""
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from skerry.deploy.plan import Plan, plan
 from skerry.deploy.site import load_site
 
 DOCKER = os.environ.get("SKERRY_ENGINE", "docker")
+_numbers = itertools.count(1)
 READER = f"skerry-decision:{__version__}"
 """An image with our code, to look into volumes with."""
 _TALLIES = """
@@ -134,7 +136,9 @@ def composed(site: Path, folder: Path, *, secure: bool = False) -> Iterator[Comp
         for path in (certificates, *certificates.rglob("*")):
             shutil.chown(path, USER, USER)
     inside, _ = contained(load_site(site, here=False))
-    running = Composed(folder, plan(inside, place(inside, secure=secure)), f"skerry-test-{os.getpid()}")
+    running = Composed(
+        folder, plan(inside, place(inside, secure=secure)), f"skerry-test-{os.getpid()}-{next(_numbers)}"
+    )
     try:
         running.compose("up", "-d")
         yield running
