@@ -11,6 +11,7 @@
     +-- MixedUp        mix-and-match of parts that were never published together
     +-- Altered        length or hash is not the one that was signed
     +-- WrongSoftware  signed, but not for this: another model, version or class of device
+    +-- Unattested     signed, but not proved on this class of devices, which this device asks for
 
 The names of the attacks are those of the TUF specification 1.0, section 1.5.2, and of Samuel et al.,
 "Survivable key compromise in software update systems" (CCS 2010).
@@ -80,3 +81,9 @@ class Altered(Untrusted):
 
 class WrongSoftware(Untrusted):
     attack = "wrong software: signed, but not for this"
+
+
+class Unattested(Untrusted):
+    attack = (
+        "unattested: nobody signed that it keeps the budget of this class; skerry model bench measures it"
+    )

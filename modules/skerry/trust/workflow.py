@@ -267,4 +267,5 @@ def _package(path: str, target: TargetFile, where: str) -> TrustedPackage:
         version=said.version,
         security_epoch=said.security_epoch,
         classes=said.classes,
+        attestations=said.attestations,
     )

@@ -195,6 +195,8 @@ def target(package: TrustedPackage) -> TargetFile:
     hexadecimal = package.digest.removeprefix("sha256:")
     said = msgspec.convert(msgspec.to_builtins(package), Described)
     custom: dict[str, Any] = msgspec.to_builtins(said)
+    if not said.attestations:  # as it was signed before there were any
+        del custom["attestations"]
     return TargetFile(package.length, {"sha256": hexadecimal}, BLOBS + hexadecimal, {"custom": custom})
 
 

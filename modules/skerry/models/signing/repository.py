@@ -22,7 +22,7 @@ from skerry.models.signing.metadata import Lasting, RoleName, Signed, well_signe
 from skerry.settings import parse_json
 from skerry.trust import workflow
 from skerry.trust.documents import read, signed_at, time_text
-from skerry.trust.packages import TrustedPackage
+from skerry.trust.packages import MOST_ATTESTATIONS, Attested, TrustedPackage
 from skerry.trust.refusals import Untrusted
 from skerry.trust.sources import METADATA
 
@@ -80,6 +80,32 @@ class Repository:
         listed = {} if self.targets is None else dict(self.targets.signed.targets)
         added = making.target(package)
         self._settle({**listed, added.path: added}, signers, now_s)
+
+    def attest(
+        self, digest: str, attested: Sequence[Attested], signers: Sequence[Signer], now_s: float
+    ) -> TrustedPackage:
+        """Say of a package that is listed what was measured of it; of a class that was measured, anew.
+
+        Args:
+            digest: of the package, whole.
+            attested: the statements' summaries.
+            signers: keys at hand.
+            now_s: POSIX seconds.
+
+        Raises:
+            ConfigError: it is not listed, more than fit, or keys are missing.
+            Unavailable: the folder cannot be written.
+        """
+        found = [p for p in self.packages if p.digest == digest]
+        if len(found) != 1 or self.targets is None:
+            raise ConfigError(f"{digest}: expected one of the packages listed, got {len(found)}")
+        every = {a.device_class: a for a in (*found[0].attestations, *attested)}
+        if len(every) > MOST_ATTESTATIONS:
+            raise ConfigError(f"{digest}: expected at most {MOST_ATTESTATIONS} classes, got {len(every)}")
+        package = msgspec.structs.replace(found[0], attestations=tuple(every[name] for name in sorted(every)))
+        changed = making.target(package)
+        self._settle({**self.targets.signed.targets, changed.path: changed}, signers, now_s)
+        return package
 
     def remove(self, digest: str, signers: Sequence[Signer], now_s: float) -> TrustedPackage:
         """List a package no more: devices that have it keep it, no other takes it.
