@@ -17,6 +17,7 @@ import msgspec
 from skerry.cli.model_evaluate import evaluated
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
+from skerry.models.manifest import encode, files_of
 
 if TYPE_CHECKING:
     from skerry.models.datasets import Dataset, Labelled
@@ -204,14 +205,20 @@ def _feed(package: packages.Package, picture: Labelled) -> dict[str, Any]:
 def _write(package: packages.Package, content: bytes, folder: Path) -> packages.Package:
     """The package with another model. Golden pictures and baseline are the float model's: they stay."""
     shutil.copytree(package.folder, folder)
+    for file in (file for variant in package.manifest.variants for file in files_of(variant)):
+        (folder / file.file).unlink(missing_ok=True)
     manifest = package.manifest
     (folder / manifest.artifact.file).write_bytes(content)
     artifact = msgspec.structs.replace(
-        manifest.artifact, sha256=packages.digest(folder / manifest.artifact.file)
+        manifest.artifact, sha256=packages.digest(folder / manifest.artifact.file), precision="int8"
     )
     manifest = msgspec.structs.replace(
-        manifest, artifact=artifact, version=f"{manifest.version}-int8", golden=None, baseline=None
+        manifest,
+        artifact=artifact,
+        version=f"{manifest.version}-int8",
+        golden=None,
+        baseline=None,
+        variants=(),
     )
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (folder / packages.MANIFEST).write_bytes(text + b"\n")
+    (folder / packages.MANIFEST).write_bytes(encode(manifest))
     return packages.load(folder)

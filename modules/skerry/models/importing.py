@@ -16,7 +16,7 @@ import onnx
 
 from skerry.errors import ConfigError
 from skerry.models import fold as folding
-from skerry.models.manifest import Input, Manifest
+from skerry.models.manifest import Input, Manifest, encode
 from skerry.models.package import MANIFEST, Package, digest, load
 from skerry.models.short import Short, full_input, full_manifest
 
@@ -99,8 +99,7 @@ def _write(out: Path, short: Short, spec: Input, folded: folding.Folded, labels:
 
 def _write_texts(out: Path, manifest: Manifest, labels: tuple[str, ...]) -> None:
     (out / manifest.labels).write_text("\n".join(labels) + "\n", encoding="utf-8")
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (out / MANIFEST).write_bytes(text + b"\n")
+    (out / MANIFEST).write_bytes(encode(manifest))
 
 
 def operators(path: Path) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """What a model package says of itself: `manifest.json`, as types.
 
 A package is a folder: `manifest.json`, the model file and the labels. The manifest holds everything
-that turns a frame into objects, so the same package gives the same numbers wherever it runs.
+that turns a frame into objects, so the same package gives the same numbers wherever it runs. Besides the
+model file, which is the reference, it may carry the same model in other forms: its variants.
 
 Decoders are a tagged union by `kind`: adding one is a struct here and a function in
 `skerry.inference.decoders`.
@@ -25,12 +26,47 @@ Size = Annotated[int, Meta(ge=1, le=8192)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
+Format = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "int8"]
+RuntimeId = Literal["onnxruntime", "openvino"]
+
+READERS: dict[Format, tuple[RuntimeId, ...]] = {
+    "onnx": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
+}
+"""Which runtimes read a format."""
+REFERENCE = "reference"
+"""What the package's own artifact is called among its variants."""
+
+
+class File(Settings, frozen=True, kw_only=True):
+    """A file that belongs to another."""
+
+    file: FileName
+    sha256: Sha256
+
+
 class Artifact(Settings, frozen=True, kw_only=True):
     """The model file."""
 
     file: FileName = "model.onnx"
     sha256: Sha256
-    format: Literal["onnx"] = "onnx"
+    format: Format = "onnx"
+    precision: Precision = "fp32"
+    """Of its weights, and of what it computes with where the processor can."""
+    weights: File | None = None
+    """The second file of OpenVINO's format, which has the first one's name with `.bin` for `.xml`."""
+
+    def __post_init__(self) -> None:
+        if self.format == "openvino":
+            wanted = f"{self.file.removesuffix('.xml')}.bin"
+            if not self.file.endswith(".xml") or self.weights is None or self.weights.file != wanted:
+                seen = self.weights.file if self.weights is not None else None
+                raise ValueError(
+                    f"file: expected NAME.xml with weights NAME.bin for openvino, got {self.file} and {seen}"
+                )
+        elif self.weights is not None:
+            raise ValueError(f"weights: expected none for {self.format}, got {self.weights.file}")
 
 
 class Input(Settings, frozen=True, kw_only=True):
@@ -176,6 +212,45 @@ class Golden(Settings, frozen=True, kw_only=True):
     """Largest difference of a box's side, as a fraction of the picture."""
 
 
+class Delta(Settings, frozen=True, kw_only=True):
+    """What was measured of a variant when it was built, and how it stands to the reference."""
+
+    runtime: Text
+    isa: Text
+    """What it computed with: avx512_vnni, avx2, ..."""
+    metric: Literal["map", "top1"]
+    """mAP50-95 of a detector, top-1 of a classifier."""
+    value: Fraction
+    delta: Annotated[float, Meta(ge=-1, le=1)]
+    """`value` less the reference's: negative is a loss."""
+
+
+class Variant(Artifact, frozen=True, kw_only=True):
+    """The same model in another form: another format, or with fewer bits."""
+
+    name: Name
+    """`onnx-int8`, ..."""
+    runtimes: tuple[RuntimeId, ...] = ()
+    """Those that may load it; empty: all that read its format."""
+    golden: Golden | None = None
+    """What this form answers; null: what the package's own `golden` says."""
+    tolerance: Fraction | None = None
+    """Largest difference from the reference's outputs, as a share of the largest value of each; of one that
+    has fewer bits. Looked at where there are no golden pictures."""
+    measured: tuple[Delta, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == REFERENCE:
+            raise ValueError(f"name: expected another name than that of the artifact, got {self.name}")
+        strange = [runtime for runtime in self.runtimes if runtime not in READERS[self.format]]
+        if strange:
+            readers = ", ".join(READERS[self.format])
+            raise ValueError(
+                f"runtimes: expected those that read {self.format} ({readers}), got {', '.join(strange)}"
+            )
+
+
 class Budget(Settings, frozen=True, kw_only=True):
     """What the package may cost on a device; what is left out is not looked at."""
 
@@ -225,6 +300,51 @@ class Manifest(Settings, frozen=True, kw_only=True):
     golden: Golden | None = None
     budget: Budget = Budget()
     baseline: Baseline | None = None
+    variants: Annotated[tuple[Variant, ...], Meta(max_length=16)] = ()
+    """The same model in other forms, of which a device takes the fastest that is right there."""
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"variants: expected each name once, got {', '.join(twice)} again")
+
+    @property
+    def forms(self) -> tuple[Artifact, ...]:
+        """The artifact, and then its variants."""
+        return self.artifact, *self.variants
+
+
+def name_of(form: Artifact) -> str:
+    """A variant's name, or `REFERENCE`."""
+    return form.name if isinstance(form, Variant) else REFERENCE
+
+
+def runtimes_of(form: Artifact) -> tuple[RuntimeId, ...]:
+    """The runtimes that may load it."""
+    return (form.runtimes if isinstance(form, Variant) else ()) or READERS[form.format]
+
+
+def files_of(form: Artifact) -> tuple[File, ...]:
+    """Its files, as they are in the package."""
+    first = File(file=form.file, sha256=form.sha256)
+    return (first,) if form.weights is None else (first, form.weights)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`.
+
+    What was added to the format since its first version is left out where it says nothing, so that a
+    package without it is also read where it is not known.
+    """
+    raw = msgspec.to_builtins(manifest)
+    if not raw["variants"]:
+        del raw["variants"]
+    for form in (raw["artifact"], *raw.get("variants", ())):
+        for field, usual in (("precision", "fp32"), ("weights", None)):
+            if form[field] == usual:
+                del form[field]
+    return msgspec.json.format(msgspec.json.encode(raw), indent=2) + b"\n"
 
 
 def misfits(manifest: Manifest, labels: int) -> list[str]:

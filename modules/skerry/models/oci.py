@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from skerry.errors import ConfigError, PackageError
 from skerry.messages import Name
-from skerry.models.manifest import Manifest
+from skerry.models.manifest import Manifest, files_of
 from skerry.models.package import MANIFEST
 from skerry.settings import Settings, convert, problems
 
@@ -388,14 +388,17 @@ def _misfits(config: Config, files: dict[str, Blob]) -> list[str]:
         )
         if outer != inner
     ]
-    model = files.get(manifest.artifact.file)
-    if model is None:
-        found.append(f"manifest.artifact.file: expected one of the files, got {manifest.artifact.file!r}")
-    elif model.digest != manifest.artifact.sha256:
-        found.append(
-            f"manifest.artifact.sha256: expected that of the file, {model.digest[:16]}..., "
-            f"got {manifest.artifact.sha256[:16]}..."
-        )
+    for n, form in enumerate(manifest.forms):
+        where = "artifact" if n == 0 else f"variants[{n - 1}]"
+        for part, its in zip(("", ".weights"), files_of(form), strict=False):
+            there = files.get(its.file)
+            if there is None:
+                found.append(f"manifest.{where}{part}.file: expected one of the files, got {its.file!r}")
+            elif there.digest != its.sha256:
+                found.append(
+                    f"manifest.{where}{part}.sha256: expected that of the file, {there.digest[:16]}..., "
+                    f"got {its.sha256[:16]}..."
+                )
     if manifest.labels not in files:
         found.append(f"manifest.labels: expected one of the files, got {manifest.labels!r}")
     return found

@@ -1,0 +1,1 @@
+"""From a trained model and a spec to a package with evidence. Build side only: no device imports it."""
