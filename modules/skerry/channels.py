@@ -20,11 +20,11 @@ T = TypeVar("T")
 MAX_PAYLOAD = 256 * 1024
 """Default bound of a payload, in bytes; what is larger is counted and dropped unread."""
 
-Kind = Literal["capture", "inference", "decision", "buffer", "uplink"]
+Kind = Literal["capture", "inference", "decision", "buffer", "uplink", "updater"]
 """What a module may be."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Whose = Literal["own", "every", "capture", "inference", "decision", "buffer", "uplink"]
+Whose = Literal["own", "every", "capture", "inference", "decision", "buffer", "uplink", "updater"]
 """Which keys of a channel: what is the module's own (its name, its link, its cameras), those of every module
 of the site, or those of the modules of one kind."""
 Parties = Mapping[Kind, Whose | tuple[Whose, ...]]
@@ -147,8 +147,19 @@ ANSWERS = Channel(
     max_bytes=1024 * 1024,
     writers=_EACH_ITS_OWN, readers={"uplink": "every"},
 )  # fmt: skip
+OFFERS = Channel(
+    name="offers", address="skerry/{site}/offers/{module}", payload=m.Offer, qos=1, retain=True,
+    doc="What an inference module should serve its slots with: verified packages that are there.",
+    writers={"updater": "inference"}, readers={"inference": "own"},
+)  # fmt: skip
+ACTIVATIONS = Channel(
+    name="activations", address="skerry/{site}/activations/{module}", payload=m.Activations, qos=1,
+    retain=True,
+    doc="What serves in each slot, and what became of what was offered.",
+    writers={"inference": "own"}, readers={"updater": "inference"},
+)  # fmt: skip
 
 CHANNELS = (
     FRAMES, DETECTIONS, EVENTS, ACCEPTED, OUTBOUND, RECEIPTS, STATUS, CAMERAS, METRICS, DELIVERED,
-    INVENTORY, DESIRED, REPORTED, COMMANDS, ANSWERS,
+    INVENTORY, DESIRED, REPORTED, COMMANDS, ANSWERS, OFFERS, ACTIVATIONS,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from skerry.desired import nothing
 from skerry.settings import ModuleSettings, Problem
 
-NAMES = ("capture", "inference", "decision", "buffer", "uplink")
+NAMES = ("capture", "inference", "decision", "buffer", "uplink", "updater")
 
 
 class Kind(NamedTuple):
@@ -49,4 +49,8 @@ def kind_of(name: str) -> Kind | None:
         from skerry.uplink.settings import UplinkSettings  # noqa: PLC0415 - see above
 
         return Kind(UplinkSettings, nothing)
+    if name == "updater":
+        from skerry.updater.settings import UpdaterSettings  # noqa: PLC0415 - see above
+
+        return Kind(UpdaterSettings, nothing)
     return None

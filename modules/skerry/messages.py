@@ -239,7 +239,7 @@ class Status(Message, frozen=True, kw_only=True):
 
     module: Name
     kind: str
-    """capture, inference, decision, buffer or uplink."""
+    """capture, inference, decision, buffer, uplink or updater."""
     state: State
     reason: str = ""
     """Why it is degraded or how it stopped."""
@@ -325,6 +325,22 @@ class ModelInUse(msgspec.Struct, frozen=True, kw_only=True):
     """What is no longer as in the package's baseline, e.g. `gate: brightness`."""
 
 
+class Update(msgspec.Struct, frozen=True, kw_only=True):
+    """What the updater has made of what is desired of one slot."""
+
+    slot: Name
+    current: str = ""
+    """name@version of what serves by the store; empty: the bundled package."""
+    digest: str = ""
+    """Of its package, hexadecimal; empty: the bundled package."""
+    wanted: str = ""
+    """name@version of what is on its way, or was refused; empty: nothing newer is known."""
+    step: str = ""
+    """How far that is: `fetching`, `offered`, the steps of an activation; empty: nothing is under way."""
+    reason: str = ""
+    """Why it is there: above all, why something was refused or rolled back."""
+
+
 class Inventory(Message, frozen=True, kw_only=True):
     """What a module is, what it was told when it was deployed, and what it runs on; retained."""
 
@@ -338,6 +354,64 @@ class Inventory(Message, frozen=True, kw_only=True):
     runtimes: dict[str, str] = {}
     """Name to version of each model runtime that is installed."""
     models: tuple[ModelInUse, ...] = ()
+    updates: tuple[Update, ...] = ()
+    """Of an updater: a slot each."""
+    audit: str = ""
+    """Of an updater: `NUMBER:HASH` of the newest entry of its audit log, so that nobody can cut it short."""
+
+
+class OfferedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The package that is to serve in a slot."""
+
+    slot: Name
+    model: str = ""
+    """name@version, for people."""
+    digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")] = ""
+    """Of the package in the store; empty: the bundled one."""
+    attempt: Count = 0
+    """Raised where the same package is to be tried once more."""
+    back: bool = False
+    """It has served here before and is gone back to: it need not agree with the one that serves."""
+    force: bool = False
+    """It is to be tried although it failed here."""
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """What an inference module should serve its slots with, as soon as each has proved itself; retained."""
+
+    module: Name
+    models: tuple[OfferedModel, ...] = ()
+
+
+class SlotUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves in a slot, and what became of the last package that was offered for it."""
+
+    slot: Name
+    model: str
+    """name@version of what serves."""
+    digest: str = ""
+    """Of its package in the store; empty: the bundled one."""
+    passed_over: str = ""
+    """Why not what the store names as current."""
+    offered: str = ""
+    """Digest of the package that was offered last; empty: none, or the bundled one."""
+    attempt: Count = 0
+    """Which try of it this is about."""
+    step: str = ""
+    """How far it is, as `skerry.inference.activation` names it; empty: nothing was tried yet."""
+    reason: str = ""
+    """Why it is there."""
+    final: bool = False
+    """It failed, and would so again."""
+    drift: tuple[str, ...] = ()
+    """As `ModelInUse.drift`."""
+
+
+class Activations(Message, frozen=True, kw_only=True):
+    """What an inference module has made of what it was offered; retained."""
+
+    module: Name
+    slots: tuple[SlotUse, ...] = ()
 
 
 class Desired(Message, frozen=True, kw_only=True):

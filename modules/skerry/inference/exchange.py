@@ -96,12 +96,14 @@ class _Unfit(Exception):  # noqa: N818 - a reason
     Args:
         leg: which.
         reason: why.
-        lasting: it would be so again.
+        lasting: the model has shown it: it is remembered, so that it is not tried again.
+        final: it would be so again; by default, if it is lasting.
     """
 
-    def __init__(self, leg: Leg, reason: str, *, lasting: bool = True) -> None:
+    def __init__(self, leg: Leg, reason: str, *, lasting: bool = True, final: bool | None = None) -> None:
         super().__init__(reason)
         self.leg, self.reason, self.lasting = leg, reason, lasting
+        self.final = lasting if final is None else final
 
 
 class _TakenBack(Exception):  # noqa: N818 - nobody's fault
@@ -118,6 +120,7 @@ class Exchange:
     Attributes:
         uses: what is exchanged: place in the settings, and what is to serve there.
         outcome: None while it is under way; then why it was refused, empty where all of it serves.
+        final: it was refused, and would be again.
     """
 
     def __init__(self, legs: Sequence[Leg], rim: Rim) -> None:
@@ -125,6 +128,7 @@ class Exchange:
         self._rim = rim
         self.uses = {leg.index: leg.use for leg in legs}
         self.outcome: tuple[str, ...] | None = None
+        self.final = False
         self._acts: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
         self._changed = threading.Condition()
         self._cancelled = ""
@@ -291,7 +295,7 @@ class Exchange:
         if objection or missing:
             leg_key, leg.key = leg.key, ""  # it is not tried, so there is nothing to remember of it
             log.info("model.not_tried", model=package.title, key=leg_key)
-            raise _Unfit(leg, objection or missing, lasting=False)
+            raise _Unfit(leg, objection or missing, lasting=False, final=True)
         try:
             self._keep(self._attempts.begun(leg.key))
         except OSError as error:
@@ -435,6 +439,7 @@ class Exchange:
 
     def _undone(self, legs: Sequence[Leg], reason: str, unfit: _Unfit | None = None) -> tuple[str, ...]:
         """Have the old models serve as before; why."""
+        self.final = unfit is not None and unfit.final
         gone = [leg for leg in legs if leg.activation.unloads and leg.activation.serving != "old"]
         back = [leg for leg in legs if leg.activation.serving == "new" and leg not in gone]
         try:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 
 import msgspec
 import structlog
 
 from skerry.bus import Bus
-from skerry.channels import CAMERAS, DETECTIONS, FRAMES
+from skerry.channels import ACTIVATIONS, CAMERAS, DETECTIONS, FRAMES, OFFERS
 from skerry.errors import ConfigError, FrameGone
 from skerry.frames import RingReader
 from skerry.inbox import Inbox
@@ -26,7 +27,8 @@ from skerry.inference.model import Flight, Model, Result, Timing
 from skerry.inference.placement import Placement
 from skerry.inference.runtimes import first_line, installed, runtime_version
 from skerry.inference.settings import InferenceSettings, ModelUse
-from skerry.messages import CameraStatus, Detections, FrameRef, ModelInUse
+from skerry.inference.slots import SlotTable, Wanted
+from skerry.messages import CameraStatus, Detections, FrameRef, ModelInUse, Offer
 from skerry.service import Host
 
 log = structlog.get_logger()
@@ -102,8 +104,12 @@ class Inference:
         self._models: list[Model] = []
         self._uses = list(settings.models)
         """What serves; a model that is still to be confirmed is not in it."""
+        self._slots = SlotTable(settings)
+        self._offered: Wanted | None = None
+        """What the exchange is for, where it is for an offer and not for desired settings."""
         self._exchange: Exchange | None = None
         self._exchanging: dict[int, str] = {}
+        self._steps: SimpleQueue[Activation] = SimpleQueue()
         self._untold = threading.Event()
         """A step of an exchange that the inventory does not show yet."""
         self._gaps: set[int] = set()
@@ -121,6 +127,9 @@ class Inference:
         self._bus.subscribe(FRAMES, self._on_frame)
         self._bus.subscribe(CAMERAS, self._on_camera)
         self._load()
+        if self._slots:
+            self._bus.subscribe(OFFERS, self._on_offer, self._settings.module)
+            self._bus.on_connect(self._tell_again)
         host.ready()
         while not host.stopping.is_set():
             host.beat()
@@ -133,31 +142,63 @@ class Inference:
         self._show_steps()
         wanted = self._host.remote.adjust(self._adjust)
         if self._exchange is None:
+            if not wanted:
+                self._take_offer()
             return
         self._exchange.turn()
-        if not wanted:  # what it is for was taken back
+        if self._offered is not None:
+            self._see_to_offer(self._exchange, self._offered)
+        elif not wanted:  # what it is for was taken back
             try:
                 self._adjust(self._host.remote.settings)
             except ConfigError as error:
                 log.error("model.exchange_back_refused", errors=error.problems)  # noqa: TRY400 - says all
 
-    def _adjust(self, settings: InferenceSettings) -> bool:
+    def _take_offer(self) -> None:
+        """Begin to exchange a model for one that is offered."""
+        wanted = self._slots.wanted(self._uses)
+        if wanted is not None:
+            self._offered = wanted
+            self._slots.begun(wanted)
+            self._exchange = self._begin({wanted.index: wanted.use})
+
+    def _see_to_offer(self, exchange: Exchange, offered: Wanted) -> None:
+        """End the exchange for an offer, once it is over."""
+        if exchange.outcome is None:
+            if not self._slots.still(offered):
+                exchange.cancel("something else is offered")
+            return
+        self._exchange = self._offered = None
+        served = not exchange.outcome
+        if served:
+            # How it was exchanged is no setting of the model's.
+            before = self._uses[offered.index]
+            self._uses[offered.index] = msgspec.structs.replace(before, package=offered.use.package)
+        self._slots.ended(offered, served=served, final=exchange.final)
+        self._untold.set()
+        self._show_steps()
+
+    def _adjust(self, desired: InferenceSettings) -> bool:
         """Take over what may change while it runs; False while models are being exchanged for it."""
+        settings = self._slots.overlaid(desired)
         wanted = {n: use for n, use in enumerate(settings.models) if _another(use, self._uses[n])}
         exchange = self._exchange
         if exchange is not None:
-            same = _compared(exchange.uses) == _compared(wanted)
+            same = self._offered is None and _compared(exchange.uses) == _compared(wanted)
             if not same:
                 exchange.cancel("something else is desired")
             if exchange.outcome is None:
                 return False
+            if self._offered is not None:
+                self._see_to_offer(exchange, self._offered)
+                return self._adjust(desired)
             self._exchange = None
             self._show_steps()  # before it is said what became of it
             for n, use in exchange.uses.items() if not exchange.outcome else ():
                 self._uses[n] = use
             if same and exchange.outcome:
                 raise ConfigError([f"modules.{settings.module}.{error}" for error in exchange.outcome])
-            return self._adjust(settings)
+            return self._adjust(desired)
         if wanted:
             self._exchange = self._begin(wanted)
             return False
@@ -201,13 +242,19 @@ class Inference:
             self._host.telemetry.count("skerry_model_exchanges_total", outcome=step)
         else:
             self._exchanging[index] = f"{activation.title}: {step}"
+        self._steps.put(activation)
         self._untold.set()
         self._inbox.wake()
 
     def _show_steps(self) -> None:
-        if self._untold.is_set():
-            self._untold.clear()
-            self._describe()
+        if not self._untold.is_set():
+            return
+        self._untold.clear()
+        while not self._steps.empty():
+            activation = self._steps.get()
+            if self._offered is not None:
+                self._slots.stepped(self._offered, activation)
+        self._describe()
 
     def _loaded(self, use: ModelUse, beat: Callable[[], None] = lambda: None) -> Model:
         settings = self._settings
@@ -215,9 +262,9 @@ class Inference:
         return Model(use, cache, settings.retry_s, beat)
 
     def _load(self) -> None:
-        for use in self._uses:
+        for n, use in enumerate(self._settings.models):
             begin = time.monotonic()
-            model = self._loaded(use, self._host.beat)
+            model = self._opened(n, use)
             self._models.append(model)
             self._show_choice(model)
             log.info(
@@ -226,8 +273,32 @@ class Inference:
             )  # fmt: skip
         self._describe()
 
+    def _opened(self, index: int, use: ModelUse) -> Model:
+        """The model to begin with; with a slot, the best one that the store has."""
+        if not use.slot:
+            return self._loaded(use, self._host.beat)
+        self._uses[index], model = self._slots.opened(
+            index, use, lambda used: self._loaded(used, self._host.beat)
+        )
+        return model
+
+    def _on_offer(self, offer: Offer) -> None:
+        """On the bus's thread."""
+        self._slots.take(offer)
+        self._inbox.wake()
+
+    def _tell_again(self) -> None:
+        """On the bus's thread: a broker that was started anew has forgotten what it retained."""
+        self._untold.set()
+        self._inbox.wake()
+
     def _describe(self) -> None:
         """Tell what is installed, and which models are in use."""
+        if self._slots:
+            titles = {n: model.package.title for n, model in enumerate(self._models)}
+            drift = {n: self._drifting.of(model) for n, model in enumerate(self._models)}
+            message = self._slots.message(self._settings.module, titles, drift)
+            self._bus.publish(ACTIVATIONS, message, self._settings.module)
         models = tuple(
             ModelInUse(
                 model=model.package.title, digest=model.digest, runtime=f"{model.runtime}/{use.device}",

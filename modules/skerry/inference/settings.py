@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from skerry.messages import Fraction, Name
+from skerry.messages import NAME, Fraction, Name
 from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 
+NAME_OR_NONE = rf"^$(?!\n)|{NAME}"
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
 
 DEVICES: dict[str, tuple[str, ...]] = {
@@ -58,11 +60,16 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     """A model and the cameras it looks at."""
 
     package: Annotated[str, Meta(min_length=1), LIVE]
-    """Folder of the package."""
+    """Folder of the package; where there is a `slot`, of the one that serves while the store has none."""
+    slot: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
+    """Slot of the model store that the updater keeps a package in for this model; empty: `package` it is."""
     cameras: tuple[Name, ...] = ()
     """Empty: every camera that no other model names."""
     runtime: Annotated[RuntimeName, LIVE] = "auto"
     """`auto` measures what is installed on this device, once, and takes the fastest."""
+    precision: Annotated[Precision, LIVE] = "auto"
+    """Which forms of the package may serve; `auto`: of a named runtime those in 32 bits where it has them,
+    else whichever is fastest and right here."""
     device: Annotated[Device, RESTART] = "cpu"
     """What it runs on; `auto` chooses among the runtimes that have it."""
     threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, LIVE] = None
@@ -72,7 +79,7 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     batch: Annotated[BatchSettings, RESTART] = BatchSettings()
     """Frames of several cameras in one run."""
     exchange: Annotated[ExchangeSettings, LIVE] = ExchangeSettings()
-    """How this model is exchanged for another, by a change of `package`, `runtime` or `threads`."""
+    """How this model is exchanged for another, by a change of `package`, `runtime`, `precision`, `threads`."""
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 
@@ -91,12 +98,18 @@ class InferenceSettings(ModuleSettings, frozen=True, kw_only=True):
     frames: str
     """Folder of the frame store."""
     models: Annotated[tuple[ModelUse, ...], Meta(min_length=1)]
+    store: str = ""
+    """Folder of the model store, which is only read; only where a model has a slot."""
     cache: str = ""
     """Folder that remembers measurements and compiled models; empty: `cache` in the state folder."""
     retry_s: Positive = 0.5
     """Before a failing session is made anew; doubles up to 30 s while it goes on failing."""
 
     def __post_init__(self) -> None:
+        slots = [use.slot for use in self.models if use.slot]
+        again = sorted({slot for slot in slots if slots.count(slot) > 1})
+        if again:
+            raise ValueError(f"models: expected a slot for one model only, got {again[0]} for several")
         seen: dict[str, int] = {}
         for n, use in enumerate(self.models):
             for camera in use.cameras or ("",):

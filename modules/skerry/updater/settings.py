@@ -1,12 +1,14 @@
-"""Settings of the updater's parts."""
+"""Settings of the updater, and of its parts."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
-from skerry.settings import Positive, Settings
+from skerry.messages import Name
+from skerry.settings import LIVE, ModuleSettings, Positive, Settings
 
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 
@@ -35,3 +37,97 @@ class FetchSettings(Settings, frozen=True, kw_only=True):
     """The largest file of a package."""
     total_bytes: Bytes = 4 * 1024**3
     """The largest package."""
+
+
+class SourceOf(Settings, frozen=True, kw_only=True, tag_field="kind"):
+    """Where copies of a repository are: its metadata and its packages. None is believed for where it is."""
+
+
+class FolderSourceSettings(SourceOf, frozen=True, kw_only=True, tag="folder"):
+    """A folder: a stick, a share. It need not be there all the time."""
+
+    path: Annotated[str, Meta(min_length=1)]
+    """Folder of the repository, where it is or will be mounted."""
+
+
+class HttpSourceSettings(SourceOf, frozen=True, kw_only=True, tag="http"):
+    """A folder behind a web server."""
+
+    url: Annotated[str, Meta(min_length=1)]
+    """Of the repository's folder, http or https, without a login in it."""
+    ca: str = ""
+    """PEM file of the authorities to trust; empty: the system's."""
+    token_file: str = ""
+    """File of a token that is sent as `Authorization: Bearer`; secrets are references."""
+    header_files: dict[str, str] = msgspec.field(default_factory=dict)
+    """Headers to send, by name, each with the file that holds its value."""
+
+
+class RegistrySourceSettings(SourceOf, frozen=True, kw_only=True, tag="registry"):
+    """An OCI registry."""
+
+    url: Annotated[str, Meta(min_length=1)]
+    """Of the registry, http or https, without a path."""
+    repository: Annotated[str, Meta(min_length=1)]
+    """Name of the repository in it."""
+    tag: str = "metadata"
+    """Tag of the signed metadata."""
+    ca: str = ""
+    """PEM file of the authorities to trust; empty: the system's."""
+    username: str = ""
+    password_file: str = ""
+    """File of the password or token of `username`; secrets are references."""
+
+
+SourceSettings = FolderSourceSettings | HttpSourceSettings | RegistrySourceSettings
+
+
+class SlotSettings(Settings, frozen=True, kw_only=True):
+    """What is to serve in one slot of the model store."""
+
+    model: Name
+    """Name of the model, as its packages have it."""
+    version: Annotated[str, Meta(pattern=r"^$(?!\n)|^[0-9A-Za-z.+-]{5,64}$(?!\n)")] = ""
+    """Exactly this version, be it older than what serves; empty: the newest one."""
+    force: Annotated[str, Meta(pattern=r"^([0-9a-f]{8,64})?$(?!\n)")] = ""
+    """Digest, or its first digits, of a package that failed here and is to be tried all the same."""
+    rollback_on_drift: bool = False
+    """Go back to the package before when drift begins soon after one was confirmed."""
+    drift_within_s: Positive = 86_400.0
+    """How soon that is. Drift that begins later is more likely the site's than the model's."""
+
+
+class UpdaterSettings(ModuleSettings, frozen=True, kw_only=True):
+    """`SKERRY_SETTINGS` of `python -m skerry.updater`."""
+
+    store: Annotated[str, Meta(min_length=1)]
+    """Folder of the model store; inference reads it, nobody else writes it."""
+    root: Annotated[str, Meta(min_length=1)]
+    """File of the root metadata that the device was given: who signs for it in the end."""
+    sources: tuple[SourceSettings, ...] = ()
+    """Where packages come from, the preferred one first. All of them are asked for what is newest."""
+    slots: Annotated[dict[Name, SlotSettings], LIVE]
+    """What is to serve in each slot."""
+    inference: Name = "inference"
+    """Name of the inference module that has the slots."""
+    device_class: str = ""
+    """Of this device; packages that are signed for other classes only are not for it."""
+    require_attestation: bool = False
+    """Take only packages that were attested to keep within the budgets of this device's class."""
+    check_s: Annotated[float, Meta(ge=1), LIVE] = 300.0
+    """How often the sources are asked."""
+    scrub_s: Positive = 86_400.0
+    """How often every hash in the store is compared."""
+    fetch: Annotated[FetchSettings, LIVE] = FetchSettings()
+    """Bandwidth, patience and sizes."""
+    room: StoreSettings = StoreSettings()
+    """How much of the disk models may take."""
+    audit_bytes: Annotated[int, Meta(ge=64 * 1024)] = 4 * 1024 * 1024
+    """Bound of the audit log; the oldest part goes, and says so."""
+    grace_s: Positive = 4.0
+    watchdog_s: Positive = 180.0
+    """A far end may take its time between two signs of life, and a name that nobody resolves half a minute."""
+
+    def __post_init__(self) -> None:
+        if not self.slots:
+            raise ValueError("slots: expected at least one, got none")

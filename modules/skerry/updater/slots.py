@@ -10,36 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from skerry.messages import NAME
-from skerry.models.oci import HEX
+from skerry.models.slots import LINKS, TO_PACKAGES, Slots, read_slots, state_of
 from skerry.updater.disk import Disk, guarded, remove
 
-_NAMES = ("current", "previous", "trial")
-_MODEL = re.compile(NAME)
-_PACKAGES = "../../packages/"
+__all__ = ["SlotTable", "Slots"]
 
-
-@dataclass(frozen=True)
-class Slots:
-    """The packages of one model, by digest (64 hexadecimal digits).
-
-    Attributes:
-        current: serves.
-        previous: served before, and serves again where current fails.
-        trial: is being tried.
-    """
-
-    current: str | None = None
-    previous: str | None = None
-    trial: str | None = None
-
-    @property
-    def digests(self) -> frozenset[str]:
-        """Those that there are."""
-        return frozenset(filter(None, (self.current, self.previous, self.trial)))
+_SLOT = re.compile(NAME)
 
 
 class SlotTable:
@@ -51,6 +30,7 @@ class SlotTable:
     """
 
     def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder = folder
         self._disk = disk
         self.slots = folder / "slots"
         self.states = folder / "states"
@@ -58,11 +38,11 @@ class SlotTable:
     def models(self) -> tuple[str, ...]:
         """Models that have slots, sorted."""
         with guarded(self.slots):
-            return tuple(sorted(p.name for p in self.slots.iterdir() if _MODEL.search(p.name)))
+            return tuple(sorted(p.name for p in self.slots.iterdir() if _SLOT.search(p.name)))
 
     def read(self, model: str) -> Slots:
         """The slots of a model; a link that leads elsewhere counts as none."""
-        return Slots(**{name: self._target(model, name) for name in _NAMES})
+        return read_slots(self._folder, model)
 
     def write(self, model: str, slots: Slots) -> None:
         """Exchange all slots of a model at once; durable on return.
@@ -74,9 +54,9 @@ class SlotTable:
             old = self._state(model)
             state = self.states / f"{model}.{self._next()}"
             self._disk.make_folder(state)
-            for name in _NAMES:
+            for name in LINKS:
                 if digest := getattr(slots, name):
-                    self._disk.symlink(f"{_PACKAGES}{digest}", state / name)
+                    self._disk.symlink(f"{TO_PACKAGES}{digest}", state / name)
             self._disk.sync_folder(state)
             self._disk.sync_folder(self.states)
             draft = self.slots / f".{model}"
@@ -104,30 +84,15 @@ class SlotTable:
     def _strays(self) -> Iterator[Path]:
         used = set()
         for path in list(self.slots.iterdir()):
-            if _MODEL.search(path.name) and path.is_symlink() and (state := self._state(path.name)):
+            if _SLOT.search(path.name) and path.is_symlink() and (state := self._state(path.name)):
                 used.add(state)
             else:
                 yield path
         yield from [path for path in self.states.iterdir() if path not in used]
 
-    def _target(self, model: str, name: str) -> str | None:
-        state = self._state(model)
-        try:
-            target = str((state / name).readlink()) if state is not None else ""
-        except OSError:
-            return None
-        digest = target.removeprefix(_PACKAGES)
-        return digest if digest != target and HEX.fullmatch(digest) else None
-
     def _state(self, model: str) -> Path | None:
         """The folder that a model's link names; None where it names none of ours."""
-        try:
-            target = (self.slots / model).readlink()
-        except OSError:
-            return None
-        name, _, number = target.name.rpartition(".")
-        ours = name == model and number.isdecimal() and str(target.parent) == "../states"
-        return self.states / target.name if ours else None
+        return state_of(self._folder, model)
 
     def _next(self) -> int:
         """A number that no state has had since the store was last opened."""

@@ -4,7 +4,7 @@
     STORE/blobs/sha256/HEX           content, by its sha256; manifests and configs too
     STORE/partial/HEX                what of a blob has come so far
     STORE/packages/HEX/              a package folder as inference loads it: hard links to blobs
-    STORE/slots/MODEL/current        a link to the package that serves; beside it previous and trial
+    STORE/slots/SLOT/current         a link to the package that serves; beside it previous and trial
     STORE/states/                    what the links of `slots` lead to
 
 Each step is flushed before the next one relies on it: content before its name, names before the package,
@@ -83,6 +83,7 @@ class Store:
     Attributes:
         folder: where it is.
         found: what was wrong when it was opened.
+        pace: is told of what is read where packages are proved.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Store:
     ) -> None:
         self.folder = folder
         self.found: tuple[Finding, ...] = ()
+        self.pace: Pace = unpaced
         self._settings = settings
         self._bundled = bundled
         self._disk = disk
@@ -297,38 +299,52 @@ class Store:
 
     # Slots
 
-    def offer(self, model: str, digest: str) -> Path:
-        """Prove a package and put it in the trial slot of its model; returns its folder.
+    def offer(self, slot: str, digest: str, model: str = "") -> Path:
+        """Prove a package and put it on trial in a slot; returns its folder.
+
+        Args:
+            slot: its name.
+            digest: of the package.
+            model: that it must be of; empty: the one that is called as the slot is.
 
         Raises:
             PackageError: it is damaged, not good, or of another model. The slots are as they were.
         """
-        self._prove(model, digest)
-        old = self.slots(model)
-        self._table.write(model, Slots(old.current, old.previous, digest))
+        self._prove(slot, digest, model or slot)
+        old = self.slots(slot)
+        self._table.write(slot, Slots(old.current, old.previous, digest))
         return self._packages / digest
 
-    def activate(self, model: str, digest: str) -> None:
+    def activate(self, slot: str, digest: str, model: str = "") -> None:
         """Prove a package and make it current; the one that was is previous.
+
+        Args:
+            slot: its name.
+            digest: of the package.
+            model: that it must be of; empty: the one that is called as the slot is.
 
         Raises:
             PackageError: it is damaged, not good, or of another model. The slots are as they were.
         """
-        self._prove(model, digest)
-        old = self.slots(model)
+        self._prove(slot, digest, model or slot)
+        old = self.slots(slot)
         previous = old.previous if old.current == digest else old.current
-        self._table.write(model, Slots(digest, previous, None))
+        self._table.write(slot, Slots(digest, previous, None))
 
-    def confirm(self, model: str) -> None:
+    def confirm(self, slot: str, model: str = "") -> None:
         """The trial becomes current, after it was proved again.
+
+        Args:
+            slot: its name.
+            model: as it was offered for.
 
         Raises:
             PackageError: there is none, or it is damaged. The slots are as they were.
         """
-        trial = self.slots(model).trial
+        trial = self.slots(slot).trial
         if trial is None:
-            raise PackageError(f"{model}: expected a package on trial, got none")
-        self.activate(model, trial)
+            raise PackageError(f"{slot}: expected a package on trial, got none")
+        self.activate(slot, trial, model)
 
     def withdraw(self, model: str) -> None:
         """End a trial; nothing else changes."""
@@ -346,16 +362,27 @@ class Store:
         self._table.write(model, Slots(old.previous, None, old.trial))
         return old.previous
 
-    def _prove(self, model: str, digest: str) -> None:
+    def forget_previous(self, slot: str) -> None:
+        """There is nothing to go back to but the bundled package: what was before is too old for that."""
+        old = self.slots(slot)
+        if old.previous is not None:
+            self._table.write(slot, Slots(old.current, None, old.trial))
+
+    def clear(self, slot: str) -> None:
+        """The bundled package serves; the packages stay until the room is needed."""
+        if self.slots(slot) != Slots():
+            self._table.write(slot, Slots())
+
+    def _prove(self, slot: str, digest: str, model: str) -> None:
         """Compare every hash, and see that it is a good package of this model."""
-        if not re.search(NAME, model):
-            raise PackageError(f"expected a model's name, got {model[:80]!r}")
+        if not re.search(NAME, slot):
+            raise PackageError(f"expected a slot's name, got {slot[:80]!r}")
         listing = self.listing(digest)
         config, raw = self._config(listing)
         if config.name != model:
             raise PackageError(f"package {digest[:16]}: expected one of {model}, got one of {config.name}")
         folder = self._packages / digest
-        proofs = _Proofs(self._blobs, unpaced)
+        proofs = _Proofs(self._blobs, self.pace)
         with guarded(folder):
             found = check_folder(folder, listing, proofs.read)
         if found:
@@ -422,7 +449,7 @@ class Store:
     def _mend_slots(self) -> list[Finding]:
         """See that slots name packages that are whole, by their sizes; by their hashes once one is not."""
         found: list[Finding] = []
-        proofs = _Proofs(self._blobs, unpaced)
+        proofs = _Proofs(self._blobs, self.pace)
         bad: dict[str, str] = {}
         for model in self._table.models():
             digests = self.slots(model).digests

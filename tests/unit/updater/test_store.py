@@ -121,7 +121,7 @@ def test_a_package_of_another_model_or_none_is_refused(bench: Bench) -> None:
         bench.store.activate(NAME, other)
     with pytest.raises(PackageError, match="expected it, got nothing"):
         bench.store.activate(NAME, "0" * 64)
-    with pytest.raises(PackageError, match="expected a model's name"):
+    with pytest.raises(PackageError, match="expected a slot's name"):
         bench.store.activate("../tiny", one)
     assert bench.store.slots(NAME) == Slots(one, None, None)
 
