@@ -1,10 +1,11 @@
-"""Measures one runtime with one package: `python -m skerry.inference.measure`, a request on stdin."""
+"""Measures one runtime with one form of a package: `python -m skerry.inference.measure`, asked on stdin."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,8 @@ from skerry.errors import SkerryError
 from skerry.inference.preprocess import Pixels, Preprocessor
 from skerry.inference.runtimes import Place, Session, SessionFailed, open_session, runtime_version
 from skerry.models import package as packages
+from skerry.models.manifest import REFERENCE
+from skerry.models.package import Package
 
 _WARM_UP = 3
 _LEAST_RUNS = 5
@@ -31,13 +34,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache: str
     outputs: str
     """File to leave the outputs in, .npz."""
+    form: str = REFERENCE
+    """Of the package."""
+    golden: bool = False
+    """Whether it must answer its golden pictures."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One runtime with one model on this device."""
+    """One runtime with one form of a model on this device."""
 
     runtime: str
     version: str
+    form: str = REFERENCE
+    """A variant's name, or `reference`."""
     ms: float = 0.0
     """Median time of one run."""
     cpu_ms: float = 0.0
@@ -51,6 +60,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     """Why it cannot be used; empty when it can."""
 
+    @property
+    def title(self) -> str:
+        """The runtime, and the variant if it is one."""
+        return self.runtime if self.form == REFERENCE else f"{self.runtime} {self.form}"
+
 
 def main() -> int:
     """Print a `Measurement` as one line of JSON."""
@@ -59,7 +73,7 @@ def main() -> int:
     try:
         result = _measure(request, version)
     except (SkerryError, SessionFailed) as error:
-        result = Measurement(runtime=request.runtime, version=version, error=str(error))
+        result = Measurement(runtime=request.runtime, version=version, form=request.form, error=str(error))
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     return 0
 
@@ -88,7 +102,7 @@ def timed(session: Session, feeds: dict[str, np.ndarray], for_s: float = _FOR_S)
 
 
 def _measure(request: Request, version: str) -> Measurement:
-    package = packages.load(Path(request.package))
+    package = packages.load(Path(request.package), only=request.form).using(request.form)
     spec = package.manifest.input
     prepare = Preprocessor(spec)
     prepare(picture(2 * spec.width, 2 * spec.height))
@@ -100,10 +114,30 @@ def _measure(request: Request, version: str) -> Measurement:
     load_ms = (time.perf_counter() - begin) * 1000
     np.savez(request.outputs, **outputs)  # type: ignore[arg-type] # names of outputs are no keywords of savez
     ms, cpu_ms = timed(session, feeds)
+    rss_mb = _rss_mb()
     return Measurement(
-        runtime=request.runtime, version=version, ms=round(ms, 3), cpu_ms=round(cpu_ms, 3),
-        load_ms=round(load_ms, 1), rss_mb=round(_rss_mb(), 1),
+        runtime=request.runtime, version=version, form=request.form, ms=round(ms, 3),
+        cpu_ms=round(cpu_ms, 3), load_ms=round(load_ms, 1), rss_mb=round(rss_mb, 1),
+        error=_wrong(package, session, prepare) if request.golden else "",
     )  # fmt: skip
+
+
+def _wrong(package: Package, session: Session, prepare: Preprocessor) -> str:
+    """The first of its golden pictures that it answers otherwise; empty when it answers all of them."""
+    golden = import_module("skerry.inference.golden")  # it knows the module's model, which knows this file
+    result = import_module("skerry.inference.model").Result
+    decoders = import_module("skerry.inference.decoders")
+
+    def look(pixels: Pixels) -> object:
+        placement = prepare(pixels)
+        outputs = session.run({package.manifest.input.name: prepare.tensor})
+        try:
+            return result(decoders.decode(outputs, package.manifest, package.labels, placement))
+        except decoders.BadOutput as error:
+            return result(reason=str(error))
+
+    found = golden.differences(package, look)
+    return f"golden pictures: {found[0]}" if found else ""
 
 
 def _rss_mb() -> float:

@@ -22,6 +22,8 @@ from skerry.inference.runtimes import Array, Place, Session, SessionFailed, firs
 from skerry.inference.settings import ModelUse
 from skerry.messages import Detection
 from skerry.models import package as packages
+from skerry.models.manifest import REFERENCE
+from skerry.models.package import Package
 
 log = structlog.get_logger()
 
@@ -69,7 +71,8 @@ class Model:
     """One model of the module. Not thread-safe.
 
     Attributes:
-        choice: what was measured, where the runtime was `auto`.
+        package: with the form that is in use in the place of its artifact.
+        choice: what was measured, where there was something to choose.
         runtime: the one in use.
         digest: SHA-256 of the package's manifest, in hexadecimal.
         failures: runs that failed since the last good one.
@@ -85,15 +88,16 @@ class Model:
         """
         # Resolved: a link that is moved to another version must not change what this session is made anew of.
         package = packages.load(Path(use.package).resolve())
-        self.package = package
         self.batch = min(use.batch.max, package.manifest.input.batch)
         self.deadline_s = use.batch.deadline_ms / 1000 if self.batch > 1 else 0.0
         self.digest = packages.digest(package.folder / packages.MANIFEST)
-        self.adjust(use)
         threads = use.threads or default_threads(usable_cores())
         self._place = Place(use.device, threads, cache)
-        self.choice: Choice | None = choose(package, self._place, beat) if use.runtime == "auto" else None
+        self.choice = _choice(use, package, self._place, beat)
         self.runtime = use.runtime if self.choice is None else self.choice.runtime
+        package = package if self.choice is None else package.using(self.choice.form)
+        self.package = package
+        self.adjust(use)
         self._inputs = tuple(Preprocessor(package.manifest.input, self.batch) for _ in range(2))
         self._turn = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="session")
@@ -208,6 +212,22 @@ class Model:
             log.info("session.recreated", model=self.package.title, runtime=self.runtime)
         except SkerryError as error:
             log.warning("session.lost", model=self.package.title, error=first_line(error))
+
+
+def _choice(use: ModelUse, package: Package, place: Place, beat: Callable[[], None]) -> Choice | None:
+    """The runtime and form to use; None: the runtime that is named, with the reference.
+
+    A named runtime takes what computes in 32 bits, where it can load that. What has fewer bits is checked on
+    this CPU first.
+    """
+    if use.runtime == "auto":
+        return choose(package, place, beat, precision=use.precision)
+    forms = package.forms_for(use.runtime, use.precision)
+    if forms[:1] == (REFERENCE,) or (not package.manifest.variants and use.precision == "auto"):
+        return None
+    exact = [v.name for v in package.manifest.variants if v.name in forms and v.precision == "fp32"]
+    precision = "fp32" if exact and use.precision == "auto" else use.precision
+    return choose(package, place, beat, runtime=use.runtime, precision=precision)
 
 
 def release() -> None:

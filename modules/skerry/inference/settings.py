@@ -12,6 +12,7 @@ from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 NAME_OR_NONE = rf"^$(?!\n)|{NAME}"
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
 
 DEVICES: dict[str, tuple[str, ...]] = {
@@ -67,6 +68,9 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     """Empty: every camera that no other model names."""
     runtime: Annotated[RuntimeName, LIVE] = "auto"
     """`auto` measures what is installed on this device, once, and takes the fastest."""
+    precision: Annotated[Precision, LIVE] = "auto"
+    """Which forms of the package may serve; `auto`: of a named runtime those in 32 bits where it has them,
+    else whichever is fastest and right here."""
     precision: Annotated[Precision, LIVE] = "auto"
     """Which forms of the package may serve; `auto`: of a named runtime those in 32 bits where it has them,
     else whichever is fastest and right here."""
