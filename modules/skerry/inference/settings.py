@@ -12,7 +12,6 @@ from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 NAME_OR_NONE = rf"^$(?!\n)|{NAME}"
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
-Precision = Literal["auto", "fp32", "fp16", "int8"]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
 
 DEVICES: dict[str, tuple[str, ...]] = {
@@ -71,9 +70,6 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     precision: Annotated[Precision, LIVE] = "auto"
     """Which forms of the package may serve; `auto`: of a named runtime those in 32 bits where it has them,
     else whichever is fastest and right here."""
-    precision: Annotated[Precision, LIVE] = "auto"
-    """Which forms of the package may serve; `auto`: of a named runtime those in 32 bits where it has them,
-    else whichever is fastest and right here."""
     device: Annotated[Device, RESTART] = "cpu"
     """What it runs on; `auto` chooses among the runtimes that have it."""
     threads: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, LIVE] = None
@@ -83,7 +79,7 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     batch: Annotated[BatchSettings, RESTART] = BatchSettings()
     """Frames of several cameras in one run."""
     exchange: Annotated[ExchangeSettings, LIVE] = ExchangeSettings()
-    """How this model is exchanged for another, by a change of `package`, `runtime`, `precision`, `threads`."""
+    """How it is exchanged for another, by a change of `package`, `runtime`, `precision` or `threads`."""
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 
