@@ -30,9 +30,9 @@ names its class (`device:`), [`skerry check`](targets.md) compares its modules' 
 [may ask](model-bench.md#on-the-device) that a package was measured on its class.
 
 **The budgets are wishes with a reason, not measurements.** No board, Jetson, GPU or NPU was at hand: only
-x86-64 was measured, and [model-bench.md](model-bench.md#measured) says on what. Where a figure is what something
-of ours really takes, the reason says so. Change them in `device-classes/`, or give `skerry model bench --class` a
-file of your own.
+x86-64 was measured, and [model-bench.md](model-bench.md#measured) says on what. Where a figure is what
+something of ours really takes, the reason says so. Change them in `device-classes/`, or give
+`skerry model bench --class` a file of your own.
 """
 _BUDGETS = """\
 ## Budgets
