@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -162,3 +163,28 @@ def tiny_package(folder: Path, model: onnx.ModelProto | None = None, **changes: 
 def frame(brightness: float, width: int = 16, height: int = 12) -> np.ndarray:
     """A picture of one grey, (height, width, 3)."""
     return np.full((height, width, 3), round(brightness * 255), np.uint8)
+
+
+def add_variant(folder: Path, name: str, model: onnx.ModelProto | None = None, **fields: Any) -> Package:
+    """Give a package another form, in ONNX: the same model unless another is given."""
+    path = folder / f"{name}.onnx"
+    path.write_bytes((model or bright_model()).SerializeToString())
+    raw = json.loads((folder / "manifest.json").read_text())
+    its = {"name": name, "file": path.name, "sha256": digest(path), **fields}
+    raw["variants"] = [*raw.get("variants", ()), its]
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    return load(folder)
+
+
+def golden_of(folder: Path, *seen: float, **fields: Any) -> dict[str, Any]:
+    """Golden pictures of one grey each, with what `bright` answers: `seen` are their objectnesses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for grey in seen:
+        path = folder / f"grey-{round(grey * 255)}.png"
+        cv2.imwrite(str(path), frame(grey))
+        cx, cy, w, h = BOX
+        box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+        one = {"label": "bolt", "score": grey, "box": box, "attributes": {"defect": 0.25}}
+        pictures.append({"file": path.name, "sha256": digest(path), "objects": [one]})
+    return {"pictures": pictures, **fields}

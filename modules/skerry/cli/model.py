@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 from importlib import import_module
@@ -148,7 +149,8 @@ def _measured(package: Package, arguments: argparse.Namespace) -> tuple[Measurem
     names = [n for n in runtimes.installed() if arguments.device in devices[n]]
     if not names:
         raise ConfigError(f"--device: no installed runtime knows {arguments.device}")
-    measured: tuple[Measurement, ...] = choose.measure(package, place, names)
+    what = choose.candidates(package, arguments.device)
+    measured: tuple[Measurement, ...] = choose.measure(package, place, what)
     return measured
 
 
@@ -159,11 +161,11 @@ def _describe(package: Package) -> dict[str, Any]:
     report["labels"] = list(package.labels)
     report["sha256_ok"] = True  # `load` has compared it
     report["bytes"] = package.model.stat().st_size
-    try:
-        importing = import_module("skerry.models.importing")
-        report["operators"] = importing.operators(package.model)
-    except ModuleNotFoundError:
-        report["operators"] = None
+    report["operators"] = None
+    if manifest.artifact.format == "onnx":
+        with contextlib.suppress(ModuleNotFoundError):
+            importing = import_module("skerry.models.importing")
+            report["operators"] = importing.operators(package.model)
     return report
 
 
@@ -191,6 +193,7 @@ def _print_report(report: dict[str, Any]) -> None:
         *(("output", f"{o['name']}: {o['shape']}") for o in report["outputs"]),
         ("decoder", f"{decoder['kind']}: {settings}"),
         ("labels", shown),
+        *(("variant", _variant_text(variant)) for variant in report["variants"]),
         ("golden", _golden_text(report["golden"])),
         *(("budget", f"{k}: {v:g}") for k, v in report["budget"].items() if v is not None),
     ]  # fmt: skip
@@ -208,17 +211,28 @@ def _golden_text(golden: dict[str, Any] | None) -> str:
     return f"{len(golden['pictures'])} pictures, {seen} objects"
 
 
+def _variant_text(variant: dict[str, Any]) -> str:
+    said = ", ".join(
+        f"{one['metric']} {one['value']:.4f} ({one['delta']:+.4f}) on {one['runtime']} {one['isa']}"
+        for one in variant["measured"]
+    )
+    who = f" for {', '.join(variant['runtimes'])}" if variant["runtimes"] else ""
+    return f"{variant['name']}: {variant['file']}, {variant['precision']}{who}; {said or 'not measured'}"
+
+
 def _print_runtimes(measurements: list[dict[str, Any]]) -> None:
-    print(f"{'runtime':24} {'ms':>8} {'CPU ms':>8} {'load ms':>8} {'RSS MB':>7}  outputs")
-    for m in measurements:
+    titles = [f"{m['version']}{'' if m['form'] == 'reference' else ' ' + m['form']}" for m in measurements]
+    wide = max(24, *(len(title) for title in titles))
+    print(f"{'runtime':{wide}} {'ms':>8} {'CPU ms':>8} {'load ms':>8} {'RSS MB':>7}  outputs")
+    for title, m in zip(titles, measurements, strict=True):
         if m["error"]:
-            print(f"{m['version']:24} {m['error']}")
+            print(f"{title:{wide}} {m['error']}")
         elif not m["ms"]:
-            print(f"{m['version']:24} the only one installed: not measured")
+            print(f"{title:{wide}} the only one installed: not measured")
         else:
             agree = "reference" if m is measurements[0] else f"differ by {m['difference']:.1e}"
             figures = f"{m['ms']:8.2f} {m['cpu_ms']:8.2f} {m['load_ms']:8.0f} {m['rss_mb']:7.0f}"
-            print(f"{m['version']:24} {figures}  {agree}")
+            print(f"{title:{wide}} {figures}  {agree}")
 
 
 def _list(value: Any) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
+from skerry.models.manifest import REFERENCE
 
 if TYPE_CHECKING:
     from skerry.models.datasets import Dataset, Labelled
@@ -32,7 +33,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="how good a package is on labelled pictures",
         description="Run a package on a labelled folder (COCO, Pascal VOC, or a folder of pictures a label) "
         "through its own pre- and post-processing: mAP50 and mAP50-95, each label, errors at the operating "
-        "threshold; top-1 for classifiers. On every runtime that is installed, side by side.",
+        "threshold; top-1 for classifiers. Every variant on every runtime that is installed, side by side.",
         epilog="example: skerry model evaluate build/parts labelled/ --least-map50 0.9",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="folder of the package")
@@ -40,6 +41,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--runtime", action="append", default=[], metavar="NAME", help="some runtimes only; may be repeated"
     )
+    parser.add_argument(
+        "--form", action="append", default=[], metavar="NAME",
+        help="some of its variants only, or `reference`; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="device to run on (default cpu)")
     parser.add_argument(
         "--threshold", type=float, default=None, metavar="S", help="operating score (default: the package's)"
@@ -79,9 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not names:
         raise ConfigError(f"--device: no installed runtime knows {arguments.device}")
     results = {
-        name: evaluated(name, package, dataset, device=arguments.device, threshold=arguments.threshold)
+        name if form == REFERENCE else f"{name} {form}": evaluated(
+            name, package, dataset, form=form, device=arguments.device, threshold=arguments.threshold
+        )
         for name in names
+        for form in (arguments.form or package.forms_for(name))
+        if form in package.forms_for(name)
     }
+    if not results:
+        raise ConfigError(f"--form: expected one that {', '.join(names)} may load, got {arguments.form}")
     if arguments.json:
         print(
             json.dumps(
@@ -99,6 +110,7 @@ def evaluated(
     package: packages.Package,
     dataset: Dataset,
     *,
+    form: str = REFERENCE,
     device: str = "cpu",
     threshold: float | None = None,
 ) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def evaluated(
         runtime: which.
         package: the package.
         dataset: labelled pictures.
+        form: of the package.
         device: of the runtime.
         threshold: operating score; None: the package's.
 
@@ -122,7 +135,7 @@ def evaluated(
     if threshold is None:
         threshold = package.manifest.decoder.score_threshold
     with tempfile.TemporaryDirectory() as cache:
-        model = model_of(use, Path(cache), 1.0)
+        model = model_of(use, Path(cache), 1.0, form=form)
         took: list[float] = []
         seen = [
             _seen(model, picture, f"{n} of {len(dataset.pictures)}", took)
@@ -167,10 +180,10 @@ def _print(
         print(f"labels that the model does not know are not looked at: {', '.join(strangers)}")
     for runtime, its in results.items():
         if "top1" in its:
-            print(f"{runtime:14} top-1 {its['top1']:.4f}  {its['ms']:.1f} ms a picture")
+            print(f"{runtime:24} top-1 {its['top1']:.4f}  {its['ms']:.1f} ms a picture")
             continue
         both = f"mAP50 {_figure(its['map50'])}  mAP50-95 {_figure(its['map'])}"
-        print(f"{runtime:14} {both}  {its['ms']:.1f} ms a picture")
+        print(f"{runtime:24} {both}  {its['ms']:.1f} ms a picture")
         head = ("objects", "AP50", "AP", "right", "wrong", "missed")
         print(f"  {'label':16}{''.join(f'{name:>8}' for name in head)}  at score {its['threshold']:g}")
         for label, one in its["labels"].items():

@@ -79,9 +79,22 @@ class Model:
     """
 
     def __init__(
-        self, use: ModelUse, cache: Path, retry_s: float, beat: Callable[[], None] = lambda: None
+        self,
+        use: ModelUse,
+        cache: Path,
+        retry_s: float,
+        beat: Callable[[], None] = lambda: None,
+        *,
+        form: str | None = None,
     ) -> None:
         """Load and warm up.
+
+        Args:
+            use: which package, and how.
+            cache: folder for what is remembered and compiled.
+            retry_s: before a failing session is made anew.
+            beat: called while it takes long.
+            form: of the package, on the runtime that `use` names; None: whichever is best.
 
         Raises:
             PackageError, ConfigError, Unavailable: see `open_session`.
@@ -93,9 +106,9 @@ class Model:
         self.digest = packages.digest(package.folder / packages.MANIFEST)
         threads = use.threads or default_threads(usable_cores())
         self._place = Place(use.device, threads, cache)
-        self.choice = _choice(use, package, self._place, beat)
+        self.choice = _choice(use, package, self._place, beat) if form is None else None
         self.runtime = use.runtime if self.choice is None else self.choice.runtime
-        package = package if self.choice is None else package.using(self.choice.form)
+        package = package.using(self.choice.form if self.choice is not None else form or REFERENCE)
         self.package = package
         self.adjust(use)
         self._inputs = tuple(Preprocessor(package.manifest.input, self.batch) for _ in range(2))

@@ -8,8 +8,10 @@ from skerry.errors import ConfigError
 from skerry.inference import choose as choosing
 from skerry.inference.choose import Choice, choose, difference, fastest, measure, remembered
 from skerry.inference.measure import Measurement
+from skerry.inference.model import Model
 from skerry.inference.runtimes import Place, installed
-from tiny_models import moody_model, tiny_package
+from skerry.inference.settings import ModelUse
+from tiny_models import add_variant, bright_model, frame, golden_of, moody_model, tiny_package, write_package
 
 
 def _measured(runtime: str, ms: float, rss: float = 100, error: str = "") -> Measurement:
@@ -90,3 +92,72 @@ def test_a_device_that_no_runtime_has_is_refused(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"runtime: onnxruntime: device: cuda is not in this onnxruntime"):
         fastest(measure(tiny_package(tmp_path, moody_model()), Place("cuda"), ["onnxruntime"]))
+
+
+def _forms(choice: Choice) -> dict[str, str]:
+    return {m.title: m.error for m in choice.measurements}
+
+
+def test_a_variant_that_is_right_may_win_and_is_what_the_model_runs(tmp_path: Path) -> None:
+    folder = write_package(tmp_path / "p", golden=golden_of(tmp_path / "p", 0.5))
+    package = add_variant(folder, "int8", precision="int8", runtimes=["onnxruntime"])
+    choice = choose(package, Place(), precision="int8")
+    assert (choice.runtime, choice.form, _forms(choice)) == ("onnxruntime", "int8", {"onnxruntime int8": ""})
+    model = Model(ModelUse(package=str(folder), precision="int8"), tmp_path / "cache", 0.5)
+    assert (model.package.form, model.package.model.name) == ("int8", "int8.onnx")
+    assert model.look(frame(0.5)).objects[0].label == "bolt"
+
+
+def test_every_runtime_is_measured_with_every_form_that_it_may_load(tmp_path: Path) -> None:
+    folder = write_package(tmp_path / "p")
+    package = add_variant(folder, "again", runtimes=["onnxruntime"])
+    choice = choose(package, Place(cache=tmp_path / "cache"))
+    assert _forms(choice) == {**dict.fromkeys(installed(), ""), "onnxruntime again": ""}
+    assert choose(package, Place(cache=tmp_path / "cache")) == choice
+    other = add_variant(folder, "more", runtimes=["onnxruntime"])
+    assert "onnxruntime more" in _forms(choose(other, Place(cache=tmp_path / "cache")))
+
+
+def test_a_variant_that_sees_something_else_loses_and_says_what(tmp_path: Path) -> None:
+    folder = write_package(tmp_path / "p", golden=golden_of(tmp_path / "p", 0.5))
+    wrong = bright_model(box=(0.25, 0.5, 0.25, 0.5))
+    package = add_variant(folder, "int8", wrong, precision="int8", runtimes=["onnxruntime"])
+    choice = choose(package, Place())
+    assert choice.form == "reference"
+    assert "golden pictures: grey-128.png: expected bolt" in _forms(choice)["onnxruntime int8"]
+    with pytest.raises(ConfigError, match="runtime: onnxruntime int8: golden pictures"):
+        choose(package, Place(), precision="int8")
+
+
+def test_a_variant_in_32_bits_is_held_to_the_references_numbers(tmp_path: Path) -> None:
+    folder = write_package(tmp_path / "p", golden=golden_of(tmp_path / "p", 0.5))
+    near = bright_model(box=(0.505, 0.5, 0.25, 0.5))
+    package = add_variant(folder, "near", near, runtimes=["onnxruntime"])
+    assert "outputs differ: expected at most 0.001" in _forms(choose(package, Place()))["onnxruntime near"]
+
+
+def test_without_pictures_a_variant_is_held_to_its_tolerance_and_without_that_not_used(
+    tmp_path: Path,
+) -> None:
+    folder = write_package(tmp_path / "p")
+    near = bright_model(box=(0.505, 0.5, 0.25, 0.5))
+    add_variant(folder, "good", near, precision="int8", runtimes=["onnxruntime"], tolerance=0.01)
+    add_variant(folder, "bad", near, precision="int8", runtimes=["onnxruntime"], tolerance=0.002)
+    package = add_variant(folder, "blind", near, precision="int8", runtimes=["onnxruntime"])
+    said = _forms(choose(package, Place(), precision="int8"))
+    assert said["onnxruntime good"] == ""
+    assert said["onnxruntime bad"].startswith("outputs differ: expected at most 0.002, got 0.005")
+    assert said["onnxruntime blind"].startswith("nothing tells if it is right")
+
+
+def test_a_named_runtime_takes_32_bits_first_and_a_precision_that_is_not_there_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder = write_package(tmp_path / "p", golden=golden_of(tmp_path / "p", 0.5))
+    add_variant(folder, "int8", precision="int8")
+    plain = Model(ModelUse(package=str(folder), runtime="onnxruntime"), tmp_path, 0.5)
+    assert (plain.package.form, plain.choice) == ("reference", None)
+    asked = Model(ModelUse(package=str(folder), runtime="onnxruntime", precision="int8"), tmp_path, 0.5)
+    assert asked.package.form == "int8"
+    with pytest.raises(ConfigError, match=r"precision: expected fp16 for onnxruntime in tiny@1.0"):
+        Model(ModelUse(package=str(folder), runtime="onnxruntime", precision="fp16"), tmp_path, 0.5)
