@@ -44,7 +44,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -280,6 +281,14 @@ class AuditLog:
         """Let another process have it. Nothing needs to be written."""
         with self._mutex:
             self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _flush(self) -> Entry | None:
         last = None
