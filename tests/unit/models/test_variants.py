@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def test_a_config_that_names_other_bytes_for_a_variant_is_refused(tmp_path: Path
     for field, value in (("sha256", SHA), ("file", "gone.onnx")):
         variant = {**raw["manifest"]["variants"][0], field: value}
         wrong = {**raw, "manifest": {**raw["manifest"], "variants": [variant]}}
+        content = layout.oci.canonical(wrong)
+        config = layout.oci.Blob(layout.oci.sha256(content), len(content))
         with pytest.raises(PackageError) as caught:
-            layout.oci.read_config(layout.oci.canonical(wrong), packed.listing, "config")
+            layout.oci.read_config(content, replace(packed.listing, config=config), "config")
         assert f"manifest.variants[0].{field}: expected" in str(caught.value)
