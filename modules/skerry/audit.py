@@ -229,7 +229,6 @@ class AuditLog:
         self._last: Path | None = None
         self._size = 0
         self._gone = 0
-        self._torn = False
         self.flush()
 
     @property
@@ -303,7 +302,6 @@ class AuditLog:
                 self._write(self._stamp(), "missed", {"count": self._missed})
                 self._missed = 0
         except OSError as error:
-            self._torn = True
             reason = f"{error.filename or self.folder}: {error.strerror or error}"
             if self.fault != reason:
                 log.warning(
@@ -334,7 +332,7 @@ class AuditLog:
     def _recover(self) -> None:
         found = _Reader(self.folder, self._disk, lambda _entry: None).read()
         self._head, self._segments, self._gone = found.head, found.segments, found.gone
-        self._last, self._size, self._torn = None, 0, False
+        self._last, self._size = None, 0
         if found.end_damaged:  # leave it as it is, as evidence, and go on beside it
             self._head = Head(max(found.head.number, found.segments[-1].number), found.head.hash)
         elif found.segments:
@@ -392,7 +390,6 @@ class AuditLog:
             file = self._disk.create(path)
         except FileExistsError:
             file = self._disk.open(path, writing=True)
-            self._torn = True
         try:
             self._fill(file, line, 0)
         finally:
@@ -407,12 +404,12 @@ class AuditLog:
             self._disk.close(file)
 
     def _fill(self, file: int, line: bytes, at: int) -> None:
-        """After a failure, whatever came of it goes first: no flush tells of it a second time."""
-        if self._torn:
-            self._disk.truncate(file, at)
+        """After a failure all of it is written again: no flush tells of the same failure twice.
+
+        What is written again is never shorter: the same entry, or one of a later time or higher count.
+        """
         self._disk.write(file, line, at)
         self._disk.sync(file)
-        self._torn = False
 
     def _remove_gone(self) -> None:
         """Remove the segments whose end the log itself has told of, durably."""
