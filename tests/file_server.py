@@ -28,6 +28,8 @@ class Manner:
         pause_s: waited before each byte of the body.
         more: bytes sent after the body, where its length is not announced.
         chunked: the length is not announced.
+        raw: sent in place of any answer, so many times.
+        repeat: how many.
     """
 
     ranges: bool = True
@@ -37,6 +39,8 @@ class Manner:
     pause_s: float = 0.0
     more: bytes = b""
     chunked: bool = False
+    raw: bytes = b""
+    repeat: int = 1
 
 
 class FileServer:
@@ -49,11 +53,13 @@ class FileServer:
     Attributes:
         manner: may be exchanged at any time.
         asked: path and first byte of each request.
+        headers: of each request.
     """
 
     def __init__(self, folder: Path, context: ssl.SSLContext | None = None) -> None:
         self.manner = Manner()
         self.asked: list[tuple[str, int]] = []
+        self.headers: list[dict[str, str]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -82,6 +88,13 @@ class FileServer:
         wanted = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("Range", ""))
         start = int(wanted[1]) if wanted else 0
         self.asked.append((request.path, start))
+        self.headers.append(dict(request.headers))
+        if manner.raw:
+            request.close_connection = True
+            with contextlib.suppress(OSError):
+                for _ in range(manner.repeat):
+                    request.wfile.write(manner.raw)
+            return
         path = folder / request.path.lstrip("/")
         if not path.is_file() and not manner.status:
             request.send_error(404)

@@ -17,6 +17,7 @@ from skerry.models.oci import Blob
 from skerry.updater.fetch import FolderSource, NotThere, Source, entries, fetch
 from skerry.updater.http_folder import HttpSource
 from skerry.updater.store import Store
+from skerry.updater.web import Patience
 from store_disks import QuickDisk
 
 
@@ -99,6 +100,6 @@ def test_a_source_that_is_gone_is_one_to_try_again(tmp_path: Path) -> None:
     with FileServer(tmp_path) as server:
         url = server.url
     with pytest.raises(LinkDown, match="try again"):
-        HttpSource(url, timeout_s=5).document("index.json", 1000)
+        HttpSource(url, Patience(timeout_s=5)).document("index.json", 1000)
     with pytest.raises(NotThere, match="is the copy complete"):
         FolderSource(tmp_path / "unplugged").document("index.json", 1000)

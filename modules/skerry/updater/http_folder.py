@@ -5,20 +5,21 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from typing import NoReturn
-from urllib.parse import urlsplit
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 
-from skerry.errors import ConfigError, LinkDown, PackageError, Unavailable
+from skerry.errors import PackageError
 from skerry.models.oci import Blob
-from skerry.updater.fetch import NotThere
+from skerry.updater.web import Patience, Web, address, check_name, check_plain, pieces, refuse, whole
 
-PIECE = 64 * 1024
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+Headers = Callable[[], Mapping[str, str]]
+"""What proves who asks, made anew for each request."""
+
+
+def nobody() -> Mapping[str, str]:
+    """Without a login."""
+    return {}
 
 
 class HttpSource:
@@ -26,127 +27,85 @@ class HttpSource:
 
     Args:
         url: of its folder, http or https, without user, query and fragment.
-        timeout_s: how long to wait for a connection, and for each piece.
-        least_bytes_per_s: the far end is given up where it sends less over `patience_s`.
-        patience_s: see there; time that the caller spends between two pieces does not count.
+        patience: with the far end.
         tls: whom to trust; the system's authorities otherwise.
-        clock: monotonic seconds.
+        headers: what proves who asks.
 
     Raises:
         ConfigError: the URL is none of these.
     """
 
     def __init__(
-        self, url: str, *, timeout_s: float = 15.0, least_bytes_per_s: int = 256, patience_s: float = 60.0,
-        tls: ssl.SSLContext | None = None, clock: Callable[[], float] = time.monotonic,
+        self, url: str, patience: Patience = Patience(), *,  # noqa: B008 - frozen
+        tls: ssl.SSLContext | None = None, headers: Headers = nobody,
     ) -> None:  # fmt: skip
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ConfigError(f"expected an http or https address without a user, got {parts.scheme}://...")
-        if parts.query or parts.fragment:
-            raise ConfigError(f"{parts.scheme}://{parts.netloc}: expected an address without ? and #")
-        self.where = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
-        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-        self._timeout_s = timeout_s
-        self._least = least_bytes_per_s
-        self._patience_s = patience_s
-        self._clock = clock
+        where = address(url)
+        self._base = where.joined(where.target.rstrip("/"))
+        self.where = self._base.shown
+        self._web = Web(patience, tls)
+        self._headers = headers
 
-    def document(self, name: str, most: int) -> bytes:
-        if not _NAME.fullmatch(name):
-            raise PackageError(f"{self.where}: expected a path inside it, got {name[:80]!r}")
-        content = bytearray()
-        with self._asked(name, 0) as answer:
-            for piece in self._pieces(answer, name):
-                content += piece
-                if len(content) > most:
-                    raise PackageError(f"{self.where}/{name}: expected at most {most} bytes, got more")
-            self._check_end(answer, len(content), name)
-        return bytes(content)
+    def document(self, name: str, most: int, *, within_s: float | None = None, cut: bool = False) -> bytes:
+        """As every source does it, in so many seconds; with `cut` the beginning of what is too large."""
+        check_name(name, self.where)
+        with self._asked(name, 0, most, within_s) as answer:
+            return whole(answer, most, f"{self.where}/{name}", cut=cut)
 
     def blob(self, blob: Blob, start: int) -> Generator[bytes, None, None]:
         name = f"blobs/sha256/{blob.digest}"
-        with self._asked(name, start) as answer:
-            skip, at = self._begins(answer, blob, start, name), start
-            for piece in self._pieces(answer, name):
-                if skip >= len(piece):
-                    skip -= len(piece)
-                    continue
-                rest, skip = piece[skip:], 0
-                at += len(rest)
-                if at > blob.size:
-                    raise PackageError(f"{self.where}/{name}: expected {blob.size} bytes, got more")
-                yield rest
-
-    def _begins(self, answer: http.client.HTTPResponse, blob: Blob, start: int, name: str) -> int:
-        """How many bytes of the answer come before `start`: a server need not know ranges."""
-        begins, size = 0, None
-        if answer.status == 206:
-            found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != start:
-                raise PackageError(f"{self.where}/{name}: expected bytes from {start}, got another range")
-            begins, size = start, None if found[2] == "*" else int(found[2])
-        elif answer.length is not None:
-            size = answer.length
-        if size is not None and size != blob.size:
-            raise PackageError(f"{self.where}/{name}: expected {blob.size} bytes, got {size}")
-        return start - begins
+        with self._asked(name, start, blob.size) as answer:
+            yield from content(answer, blob, start, f"{self.where}/{name}")
 
     @contextmanager
-    def _asked(self, name: str, start: int) -> Iterator[http.client.HTTPResponse]:
+    def _asked(
+        self, name: str, start: int, most: int, within_s: float | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
         """The answer to one request, its head read and judged."""
-        headers = {"Accept-Encoding": "identity", "Connection": "close", "User-Agent": "skerry"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        try:
-            with closing(self._connection()) as connection:
-                connection.request("GET", f"{self._path}/{name}", headers=headers)
-                answer = connection.getresponse()
-                if answer.status not in ((200, 206) if start else (200,)):
-                    self._refuse(answer, name)
-                if answer.headers.get("Content-Encoding", "identity") != "identity":
-                    raise PackageError(f"{self.where}/{name}: expected the file as it is, got it compressed")
-                yield answer
-        except (OSError, http.client.HTTPException) as error:
-            raise LinkDown(f"{self.where}/{name}: {error or type(error).__name__} (try again)") from error
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._tls is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
-
-    def _pieces(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
-        """The body, as it comes, unless it comes too slowly."""
-        waited, came = 0.0, 0
-        while True:
-            began = self._clock()
-            piece = answer.read1(PIECE)
-            waited += self._clock() - began
-            came += len(piece)
-            if not piece:
-                return
-            if waited >= self._patience_s:
-                if came < self._least * waited:
-                    raise LinkDown(
-                        f"{self.where}/{name}: expected {self._least} bytes a second, got {came / waited:.0f}"
-                    )
-                waited, came = 0.0, 0
-            yield piece
-
-    def _check_end(self, answer: http.client.HTTPResponse, size: int, name: str) -> None:
-        if answer.length:
-            raise LinkDown(f"{self.where}/{name}: expected {size + answer.length} bytes, got {size}")
-
-    def _refuse(self, answer: http.client.HTTPResponse, name: str) -> NoReturn:
         where = f"{self.where}/{name}"
-        if answer.status in (404, 410):
-            raise NotThere(f"{where}: expected it, got {answer.status} (is the copy complete?)")
-        if answer.status in _LATER:
-            after = answer.headers.get("Retry-After", "")
-            seconds = float(after) if after.isdecimal() and len(after) < 6 else 0.0
-            raise LinkDown(f"{where}: expected it, got {answer.status} (try later)", retry_after_s=seconds)
-        raise Unavailable(
-            f"{where}: expected it, got {answer.status} {answer.reason[:40]} "
-            "(name where it is, and see who may read it)"
-        )
+        asked = self._base.joined(f"{self._base.target}/{name}")
+        until = None if within_s is None else self._web.by(within_s)
+        with self._web.ask("GET", asked, {**self._headers(), **ranged(start)}, most, until=until) as answer:
+            if answer.status not in ((200, 206) if start else (200,)):
+                refuse(answer, where)
+            check_plain(answer, where)
+            yield answer
+
+
+def ranged(start: int) -> dict[str, str]:
+    """The header that asks for what is from a byte on."""
+    return {"Range": f"bytes={start}-"} if start else {}
+
+
+def content(
+    answer: http.client.HTTPResponse, blob: Blob, start: int, where: str
+) -> Generator[bytes, None, None]:
+    """What an answer has of a blob from a byte on; it may end early.
+
+    Raises:
+        PackageError: it is of another size, or another part of it.
+    """
+    skip, at = _begins(answer, blob, start, where), start
+    for piece in pieces(answer):
+        if skip >= len(piece):
+            skip -= len(piece)
+            continue
+        rest, skip = piece[skip:], 0
+        at += len(rest)
+        if at > blob.size:
+            raise PackageError(f"{where}: expected {blob.size} bytes, got more")
+        yield rest
+
+
+def _begins(answer: http.client.HTTPResponse, blob: Blob, start: int, where: str) -> int:
+    """How many bytes of the answer come before `start`: a server need not know ranges."""
+    begins, size = 0, None
+    if answer.status == 206:
+        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != start:
+            raise PackageError(f"{where}: expected bytes from {start}, got another range")
+        begins, size = start, None if found[2] == "*" else int(found[2])
+    elif answer.length is not None:
+        size = answer.length
+    if size is not None and size != blob.size:
+        raise PackageError(f"{where}: expected {blob.size} bytes, got {size}")
+    return start - begins

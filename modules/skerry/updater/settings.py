@@ -57,6 +57,10 @@ class HttpSourceSettings(SourceOf, frozen=True, kw_only=True, tag="http"):
     """Of the repository's folder, http or https, without a login in it."""
     ca: str = ""
     """PEM file of the authorities to trust; empty: the system's."""
+    certificate: str = ""
+    """PEM file of the client certificate, with `key`, where the server wants one."""
+    key: str = ""
+    """PEM file of the client certificate's private key."""
     token_file: str = ""
     """File of a token that is sent as `Authorization: Bearer`; secrets are references."""
     header_files: dict[str, str] = msgspec.field(default_factory=dict)
