@@ -77,6 +77,26 @@ def test_a_power_cut_costs_nothing_that_was_promised(tmp_path: Path) -> None:
     assert list(filter(None, wrong)) == []
 
 
+def test_an_entry_that_is_seen_after_a_kill_survives_a_power_cut_from_then_on(tmp_path: Path) -> None:
+    class Killed(RecordedDisk):
+        alive = False
+
+        def sync(self, file: int) -> None:
+            if not self.alive:
+                raise OSError(errno.EIO, "as if killed here")
+            super().sync(file)
+
+    (tmp_path / "recorded").mkdir()
+    disk = Killed(tmp_path / "recorded")
+    with capture_logs(), opened(tmp_path / "recorded" / "log", disk) as log:
+        assert log.append("step") is None
+    disk.alive = True
+    with opened(tmp_path / "recorded" / "log", disk) as log:
+        assert log.head.number == 1
+    disk.cut(len(disk.steps), "dropped", random.Random(1), tmp_path / "cut")
+    check(tmp_path / "cut" / "log", str(log.head), torn=False)
+
+
 @pytest.mark.parametrize("forgets", ["sync", "sync_folder"])
 def test_a_log_that_forgets_a_flush_is_caught(tmp_path: Path, forgets: str) -> None:
     life = Life(tmp_path, forgets)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -155,6 +156,26 @@ def inserted(content: list[bytes]) -> None:
     content.insert(2, audit.seal(Head(2, first["hash"]), stamp, "confirmed", {"model": "other"})[1])
 
 
+def resealed(content: list[bytes]) -> None:
+    """Changed, and given the hash that goes with it."""
+    old = msgspec.json.decode(content[1], type=Entry)
+    stamp = Stamp(old.at, old.boot, old.monotonic_ms)
+    content[1] = audit.seal(Head(1, old.previous), stamp, "confirmed", {"model": "other"})[1]
+
+
+def rooted(content: list[bytes]) -> None:
+    """The first one follows something."""
+    old = msgspec.json.decode(content[0], type=Entry)
+    stamp = Stamp(old.at, old.boot, old.monotonic_ms)
+    content[:] = [audit.seal(Head(0, "ab" * 32), stamp, old.what, old.fields)[1]]
+
+
+def renumbered(content: list[bytes]) -> None:
+    old = msgspec.json.decode(content[-1], type=Entry)
+    stamp = Stamp(old.at, old.boot, old.monotonic_ms)
+    content[-1] = audit.seal(Head(8, old.previous), stamp, old.what, old.fields)[1]
+
+
 def spaced(content: list[bytes]) -> None:
     content[1] = content[1].replace(b",", b", ", 1)
 
@@ -163,7 +184,10 @@ def doubled(content: list[bytes]) -> None:
     content[1] = content[1].replace(b'"at":', b'"at":"2020-01-01T00:00:00.000Z","at":', 1)
 
 
-@pytest.mark.parametrize("change", [removed, removed_first, swapped, repeated, inserted, spaced, doubled])
+@pytest.mark.parametrize(
+    "change",
+    [removed, removed_first, swapped, repeated, inserted, resealed, rooted, renumbered, spaced, doubled],
+)
 def test_an_entry_removed_reordered_or_inserted_is_found(
     tmp_path: Path, change: Callable[[list[bytes]], None]
 ) -> None:
