@@ -25,7 +25,7 @@ from skerry.bus import Bus
 from skerry.channels import ANSWERS, COMMANDS, DESIRED, INVENTORY, REPORTED
 from skerry.desired import Adjusted
 from skerry.errors import ConfigError, SkerryError
-from skerry.messages import Answer, Command, Desired, Device, Inventory, ModelInUse, Reported
+from skerry.messages import Answer, Command, Desired, Device, Inventory, ModelInUse, Reported, Update
 from skerry.redact import cleaned, without_logins
 from skerry.settings import Settings, parse
 
@@ -62,7 +62,7 @@ class Remote:
 
     Args:
         bus: of the module.
-        kind: capture, inference, decision, buffer or uplink.
+        kind: capture, inference, decision, buffer, uplink or updater.
         adjuster: its settings.
     """
 
@@ -86,6 +86,8 @@ class Remote:
         self._watchers: list[Callable[[Any], None]] = []
         self._runtimes: dict[str, str] = {}
         self._models: tuple[ModelInUse, ...] = ()
+        self._updates: tuple[Update, ...] = ()
+        self._audit = ""
         self._stopped = False
         self._threads: tuple[threading.Thread, ...] = ()
 
@@ -129,12 +131,18 @@ class Remote:
         self._answerers[name] = (arguments, answerer)
 
     def describe(
-        self, runtimes: Mapping[str, str] | None = None, models: tuple[ModelInUse, ...] | None = None
+        self,
+        runtimes: Mapping[str, str] | None = None,
+        models: tuple[ModelInUse, ...] | None = None,
+        updates: tuple[Update, ...] | None = None,
+        audit: str | None = None,
     ) -> None:
         """Say more of what the module is; what is left out stays."""
         with self._changed:
             self._runtimes = dict(runtimes) if runtimes is not None else self._runtimes
             self._models = models if models is not None else self._models
+            self._updates = updates if updates is not None else self._updates
+            self._audit = audit if audit is not None else self._audit
         self._announce()
 
     # For the process
@@ -154,10 +162,11 @@ class Remote:
         """What the module is."""
         with self._changed:
             runtimes, models = self._runtimes, self._models
+            updates, audit = self._updates, self._audit
         return Inventory(
             module=self._name, kind=self._kind, version=__version__, python=platform.python_version(),
             device=_device(), settings=without_logins(msgspec.to_builtins(self._adjuster.deployed)),
-            runtimes=runtimes, models=models,
+            runtimes=runtimes, models=models, updates=updates, audit=audit,
         )  # fmt: skip
 
     def watch(self, watcher: Callable[[Any], None]) -> None:

@@ -217,7 +217,7 @@ def main(kind: str, settings_type: type[S], run: Run[S], check: Check[S] = nothi
     """Run one module as this process; returns its exit code.
 
     Args:
-        kind: capture, inference, decision, buffer or uplink.
+        kind: capture, inference, decision, buffer, uplink or updater.
         settings_type: of the module.
         run: the module.
         check: what types cannot see in settings that are changed from outside.

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 _BACKOFF_S = (0.1, 5.0)
 _HEALTHY_S = 10.0
 _FINAL = {ConfigError.exit_code: ConfigError, PackageError.exit_code: PackageError}
-_DRAIN_S = {"capture": 1.2, "inference": 1.2, "decision": 1.2, "buffer": 1.2, "uplink": 0.9}
+_DRAIN_S = {"capture": 1.2, "inference": 1.2, "decision": 1.2, "buffer": 1.2, "uplink": 0.9, "updater": 0.9}
 """How long each kind may take to drain. They add up to less than 5 s with the broker's end."""
 
 

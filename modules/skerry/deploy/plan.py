@@ -13,11 +13,13 @@ from skerry.capture.settings import CaptureSettings
 from skerry.decision.settings import DecisionSettings
 from skerry.deploy.site import Site, SiteBuffer
 from skerry.inference.settings import InferenceSettings
-from skerry.settings import BusSettings, ModuleSettings, TlsSettings
+from skerry.settings import BusSettings, ModuleSettings, Settings, TlsSettings
+from skerry.updater.settings import UpdaterSettings
 from skerry.uplink.settings import FileLink, UplinkSettings
 
 KINDS = channels.KINDS
-"""In the order of the data's flow, which is the order of draining."""
+"""In the order of the data's flow, which is the order of draining; the updater, beside it, is the last."""
+FLOW = tuple(kind for kind in KINDS if kind != "updater")
 
 CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.crt", "tls.crt", "tls.key"
 """As Kubernetes names what is in a secret of type `kubernetes.io/tls`."""
@@ -33,6 +35,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     log: str = "json"
     cache: str = ""
     """Folder that remembers what was measured on this device; empty: inside the state folder."""
+    store: str = ""
+    """Folder of the model store, written by the updater, read by inference; empty: `models` in `state`."""
     certificates: str = ""
     """Folder of a module's `ca.crt`, `tls.crt` and `tls.key` as the module sees it; `{module}` stands for its
     name (see `skerry certs`). Empty: whatever `bus` says, the same for all."""
@@ -83,7 +87,8 @@ def plan(site: Site, place: Place) -> Plan:
     """Decide which processes serve a site and what each is told. Pure."""
     cameras = tuple(c.name for c in site.cameras)
     captures = site.captures or {"capture": cameras}
-    kinds = [(module, "capture") for module in captures] + [(kind, kind) for kind in KINDS[1:]]
+    store = place.store or str(Path(place.state) / "models")
+    kinds = [(module, "capture") for module in captures] + [(kind, kind) for kind in FLOW[1:]]
     together = [module for module, kind in kinds if kind in place.http_shared]
 
     def shared(module: str, grace_s: float) -> dict[str, Any]:
@@ -126,6 +131,7 @@ def plan(site: Site, place: Place) -> Plan:
                 **shared("inference", 1.0),
                 frames=place.frames,
                 models=_models(site, cameras),
+                store=store if site.updater is not None else "",
                 cache=place.cache,
             ),
         ),
@@ -149,12 +155,27 @@ def plan(site: Site, place: Place) -> Plan:
             ),
         ),
     ]
+    if site.updater is not None:
+        parts.append(
+            Part(
+                module="updater",
+                kind="updater",
+                settings=UpdaterSettings(
+                    **shared("updater", 0.7), store=store, device_class=site.device, **_said(site.updater)
+                ),
+            )
+        )
     return Plan(site=site.site, parts=tuple(parts))
+
+
+def _said(settings: Settings) -> dict[str, Any]:
+    """What is said, by name."""
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
 
 
 def _buffer(buffer: SiteBuffer) -> dict[str, Any]:
     """What the site says of the buffer, by the names of its settings."""
-    said = {name: getattr(buffer, name) for name in buffer.__struct_fields__}
+    said = _said(buffer)
     said["limit_bytes"] = said.pop("bytes")
     return said
 

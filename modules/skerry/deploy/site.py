@@ -27,6 +27,7 @@ from skerry.messages import Lane, Name
 from skerry.models.package import Package
 from skerry.models.package import load as load_package
 from skerry.settings import BusSettings, Positive, Problem, Settings, convert, problems
+from skerry.updater.settings import FetchSettings, SlotSettings, SourceSettings, StoreSettings
 from skerry.uplink.settings import FileLink, Link, RemoteSettings, Sending
 
 __all__ = [
@@ -87,9 +88,25 @@ class SiteBuffer(Settings, frozen=True, kw_only=True):
     quarantine_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * 1024 * 1024
 
 
+class SiteUpdater(Settings, frozen=True, kw_only=True):
+    """How models come to this site and are exchanged. `UpdaterSettings` says what each is."""
+
+    root: Annotated[str, Meta(min_length=1)]
+    """Root metadata of whoever signs for the models: `skerry model sign init` writes it."""
+    slots: dict[Name, SlotSettings]
+    """What is to serve in each slot that the models name."""
+    sources: tuple[SourceSettings, ...] = ()
+    require_attestation: bool = False
+    check_s: Annotated[float, Meta(ge=1)] = 300.0
+    scrub_s: Positive = 86_400.0
+    fetch: FetchSettings = FetchSettings()
+    room: StoreSettings = StoreSettings()
+    audit_bytes: Annotated[int, Meta(ge=64 * 1024)] = 4 * 1024 * 1024
+
+
 Target = Literal["compose", "iotedge", "greengrass", "k3s"]
 """A platform that a site can be rendered for."""
-ContainerKind = Literal["broker", "capture", "inference", "decision", "buffer", "uplink"]
+ContainerKind = Literal["broker", "capture", "inference", "decision", "buffer", "uplink", "updater"]
 
 
 class Resources(Settings, frozen=True, kw_only=True):
@@ -134,6 +151,8 @@ class Site(Settings, frozen=True, kw_only=True):
     """How records are sent over the link: limits, hours, shares."""
     remote: RemoteSettings = RemoteSettings()
     """What may be set and asked from outside, over the link or with a file."""
+    updater: SiteUpdater | None = None
+    """How models come here while the site runs; null: each model is the folder that it names."""
     bus: SiteBus = SiteBus()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -237,6 +256,7 @@ INPUTS = frozenset(
     {
         "path", "folder", "package", "password_file", "ca", "certificate", "key", "key_file", "old_key_files",
         "token_file", "header_files", "connection_string_file", "claim_certificate", "claim_key", "file",
+        "root",
     }
 )  # fmt: skip
 """Settings that name a file or folder which is read."""
@@ -252,9 +272,17 @@ def _absolute(site: Site, base: Path) -> Site:
         buffer=_resolved(site.buffer, base),
         remote=_resolved(site.remote, base),
         bus=_resolved(site.bus, base),
+        updater=_resolved_updater(site.updater, base),
         link=_resolved_link(site.link, base),
         targets={name: replace(t, link=_resolved_link(t.link, base)) for name, t in site.targets.items()},
     )
+
+
+def _resolved_updater(updater: SiteUpdater | None, base: Path) -> SiteUpdater | None:
+    if updater is None:
+        return None
+    sources = tuple(_resolved(source, base) for source in updater.sources)
+    return msgspec.structs.replace(_resolved(updater, base), sources=sources)
 
 
 def _resolved_link(link: Link, base: Path) -> Link:
@@ -310,6 +338,7 @@ def _name_problems(site: Site) -> Iterator[Problem]:
             if name not in owners:
                 yield "$.captures", f"expected every camera to be opened, {name!r} is not"
     yield from _model_problems(site, names)
+    yield from _slot_problems(site)
 
 
 def _model_problems(site: Site, names: list[str]) -> Iterator[Problem]:
@@ -334,6 +363,34 @@ def _model_problems(site: Site, names: list[str]) -> Iterator[Problem]:
         for name in dict.fromkeys(names):
             if name not in served:
                 yield "$.models", f"expected a model for every camera, {name!r} has none"
+
+
+def _slot_problems(site: Site) -> Iterator[Problem]:
+    """Slots that only one side knows."""
+    known = site.updater.slots if site.updater is not None else {}
+    named: dict[str, int] = {}
+    for n, model in enumerate(site.models):
+        if model.slot and site.updater is None:
+            yield (
+                f"$.models[{n}].slot",
+                f"expected an updater for it, got none (describe slot {model.slot} in $.updater)",
+            )
+        elif model.slot and model.slot not in known:
+            yield (
+                f"$.models[{n}].slot",
+                f"no slot {model.slot!r} in $.updater.slots (one of {', '.join(known)})",
+            )
+        if model.slot and model.slot in named:
+            yield f"$.models[{n}].slot", f"{model.slot!r} is the slot of models[{named[model.slot]}] already"
+        named.setdefault(model.slot, n)
+    if site.updater is not None and not known:
+        yield "$.updater.slots", "expected at least one slot, got none"
+    for name in known:
+        if name not in named:
+            yield (
+                f"$.updater.slots.{name}",
+                f"expected a model with this slot, got none (models[].slot: {name})",
+            )
 
 
 def _seal_problems(buffer: SiteBuffer) -> Iterator[Problem]:

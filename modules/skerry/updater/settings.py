@@ -74,13 +74,19 @@ class RegistrySourceSettings(SourceOf, frozen=True, kw_only=True, tag="registry"
     """Of the registry, http or https, without a path."""
     repository: Annotated[str, Meta(min_length=1)]
     """Name of the repository in it."""
-    tag: str = "metadata"
-    """Tag of the signed metadata."""
+    tag: str = "latest"
+    """Tag of what was pushed: an index of packages and signed metadata, or the metadata alone."""
     ca: str = ""
     """PEM file of the authorities to trust; empty: the system's."""
+    certificate: str = ""
+    """PEM file of the client certificate, with `key`, where the registry wants one."""
+    key: str = ""
+    """PEM file of the client certificate's private key."""
     username: str = ""
     password_file: str = ""
     """File of the password or token of `username`; secrets are references."""
+    token_file: str = ""
+    """File of a token that the registry itself takes, in place of a username."""
 
 
 SourceSettings = FolderSourceSettings | HttpSourceSettings | RegistrySourceSettings
@@ -130,7 +136,7 @@ class UpdaterSettings(ModuleSettings, frozen=True, kw_only=True):
     """Bound of the audit log; the oldest part goes, and says so."""
     grace_s: Positive = 4.0
     watchdog_s: Positive = 180.0
-    """A far end may take its time between two signs of life, and a name that nobody resolves half a minute."""
+    """A far end may take its time between two signs of life; a name that does not resolve, half a minute."""
 
     def __post_init__(self) -> None:
         if not self.slots:

@@ -269,6 +269,10 @@ def _version(proposal: Proposal, said: str | int) -> str:
     return f"{proposal.source}/{own}"[:_LONGEST_VERSION]
 
 
+_WHOLE = ("audit",)
+"""What says nothing once it is shortened."""
+
+
 def fitted(document: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
     """A report that is small enough: what says least is shortened first, then left out.
 
@@ -280,8 +284,9 @@ def fitted(document: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
     for longest in (300, 120, 40):
         if len(msgspec.json.encode(told)) <= most_bytes:
             return told
-        told = _shortened(told, longest)
-    for key in ("runtimes", "models", "device", "modules", "credentials"):
+        whole = {key: told[key] for key in _WHOLE if key in told}
+        told = {**_shortened(told, longest), **whole}
+    for key in ("runtimes", "models", "device", "modules", "credentials", "updates", "audit"):
         if len(msgspec.json.encode(told)) <= most_bytes:
             return told
         told.pop(key, None)

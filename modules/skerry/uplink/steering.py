@@ -281,6 +281,14 @@ class Steering:
             for name, inventory in sorted(inventories.items())
             if inventory.models
         }
+        updates = {
+            u.slot: {
+                name: value for name, value in msgspec.to_builtins(u).items() if value and name != "slot"
+            }
+            for _, inventory in sorted(inventories.items())
+            for u in inventory.updates
+        }
+        audit = {name: inventory.audit for name, inventory in inventories.items() if inventory.audit}
         runtimes = {n: v for i in inventories.values() for n, v in sorted(i.runtimes.items())}
         found = {
             "site": self._settings.site,
@@ -288,6 +296,8 @@ class Steering:
             "desired": self._judgement.document(),
             "modules": modules,
             "models": models,
+            "updates": updates,
+            "audit": audit,
             "runtimes": runtimes,
             "device": msgspec.to_builtins(here.device) if here is not None else {},
             **more,

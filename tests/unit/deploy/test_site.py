@@ -6,7 +6,7 @@ import pytest
 
 from needs import ROOT
 from skerry.buffer.settings import BufferSettings, LaneSettings
-from skerry.deploy.plan import KINDS, Place, plan
+from skerry.deploy.plan import FLOW, Place, plan
 from skerry.deploy.site import SiteBuffer, load_site
 from skerry.errors import ConfigError
 from skerry.settings import BusSettings
@@ -188,7 +188,7 @@ class TestPlan:
 
     def test_every_kind_of_module_is_planned_in_the_order_of_the_flow(self, tmp_path: Path) -> None:
         parts = plan(load_site(write(tmp_path, GOOD)), self.PLACE).parts
-        assert tuple(p.kind for p in parts) == KINDS
+        assert tuple(p.kind for p in parts) == FLOW
 
     def test_each_part_parses_its_own_settings(self, tmp_path: Path) -> None:
         from skerry.settings import parse_json

@@ -1,0 +1,591 @@
+"""The updater: what is desired becomes what is trusted, fetched, proved on the device, and served.
+
+One thread does all of it; a fetch that takes hours looks after the slots between two pieces. Whatever moment
+this process is killed at, the store names one whole package for each slot, and what inference serves goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from skerry import durable
+from skerry.audit import AuditLog, What
+from skerry.bus import Bus
+from skerry.channels import ACTIVATIONS, OFFERS
+from skerry.clock import boot_id, synchronised
+from skerry.errors import ConfigError, PackageError, SkerryError, Unavailable
+from skerry.messages import Activations, Offer, OfferedModel, SlotUse, Update
+from skerry.models.oci import Limits
+from skerry.service import Host
+from skerry.trust.device import Trust
+from skerry.trust.packages import Policy, TrustedPackage, choose
+from skerry.trust.refusals import Untrusted
+from skerry.trust.sources import Source as Metadata
+from skerry.trust.times import Running
+from skerry.updater.fetch import Budget, Source, fetch
+from skerry.updater.rollout import Next, Scene, next_step
+from skerry.updater.settings import FetchSettings, SlotSettings, SourceSettings, UpdaterSettings
+from skerry.updater.sources import opened
+from skerry.updater.store import Store
+
+log = structlog.get_logger()
+
+_TURN_S = 0.2
+_AGAIN_S = 15.0
+"""Before something that failed by accident is tried once more; doubles up to the time between two checks."""
+_SCRUB_BYTES_PER_S = 20_000_000
+"""A scrub takes no more of the disk than that."""
+_MOST_FAILED = 32
+"""Packages of one slot that are remembered to have failed; the oldest is forgotten first."""
+_TRIES = 3
+"""Of a package that is here and cannot be taken; it may be fetched anew between them."""
+_MOST_ROOT_BYTES = 256 * 1024
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on disk besides store and trust."""
+
+    failed: dict[str, dict[str, str]] = {}
+    """Slot to digest to why it failed here."""
+
+
+@dataclass
+class _Slot:
+    """One slot on its way.
+
+    Attributes:
+        attempt: which try of the offered package goes on.
+        again_at: not before, monotonic seconds.
+        wait_s: the last wait.
+        confirmed_at: when its current package was confirmed, monotonic seconds; None: in another life.
+        tries: how often a package that is here could not be taken.
+        seen: what inference said last: digest, step and reason.
+        step, reason: what to report.
+        wanted: name@version that `step` is about.
+    """
+
+    attempt: int = 0
+    again_at: float = 0.0
+    wait_s: float = 0.0
+    confirmed_at: float | None = None
+    tries: int = 0
+    seen: tuple[str, str, str] = ("", "", "")
+    wanted: str = ""
+    step: str = ""
+    reason: str = ""
+
+
+class _Stopping(Exception):  # noqa: N818 - nobody's fault
+    """The module stops; what was under way goes on at the next start."""
+
+
+def run(settings: UpdaterSettings, bus: Bus, host: Host) -> None:
+    """Keep the slots at what is desired, until `host.stopping`."""
+    store = Store.open(Path(settings.store), settings.room)
+    try:
+        Updater(settings, bus, host, store).run()
+    finally:
+        store.close()
+
+
+class _Source(NamedTuple):
+    """A copy of a repository.
+
+    Attributes:
+        where: names it in messages, without secrets.
+        metadata: what is signed.
+        packages: what it is about.
+    """
+
+    where: str
+    metadata: Metadata
+    packages: Source
+
+
+class Updater:
+    """State of the module. The bus's thread calls `_on_activations`; all else runs on the loop's thread."""
+
+    def __init__(self, settings: UpdaterSettings, bus: Bus, host: Host, store: Store) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._host = host
+        self._store = store
+        store.pace = self._paced
+        self._trust = Trust(host.state / "trust", _root(Path(settings.root)))
+        self._audit = AuditLog(host.state / "audit", settings.audit_bytes)
+        self._sources = tuple(_source(each, settings.fetch) for each in settings.sources)
+        self._file = host.state / "updates.json"
+        self._kept = durable.load(self._file, Kept) or Kept()
+        self._slots = {name: _Slot() for name in settings.slots}
+        self._uses: dict[str, SlotUse] = {}
+        """What inference said last."""
+        self._names: dict[str, dict[str, str]] = {}
+        """Name and version by digest."""
+        self._inbox: SimpleQueue[Activations | None] = SimpleQueue()
+        """None: the broker is there again, and has forgotten what it retained."""
+        self._offered: Offer | None = None
+        self._told: tuple[Update, ...] = ()
+        self._told_at = 0.0
+        self._check_at = 0.0
+        self._scrub_at = time.monotonic() + settings.scrub_s
+        self._refreshed_at: float | None = None
+        self._versions: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        host = self._host
+        host.before_metrics(self._refresh_metrics)
+        for found in self._store.found:
+            self._audit.append(
+                "fell_back" if found.action == "fell_back" else "scrubbed",
+                slot=found.model, digest=found.digest, reason=found.text,
+            )  # fmt: skip
+        self._bus.subscribe(ACTIVATIONS, self._on_activations, self._settings.inference)
+        self._bus.on_connect(lambda: self._inbox.put(None))
+        self._offer()
+        self._report()
+        host.ready()
+        try:
+            while not host.stopping.is_set():
+                self._turn()
+                host.stopping.wait(_TURN_S)
+        except _Stopping:
+            log.info("updater.stopped_under_way")
+        finally:
+            self._audit.close()
+
+    # One turn
+
+    def _turn(self) -> None:
+        self._host.beat()
+        self._host.remote.adjust(self._adjust)
+        self._hear()
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + self._settings.check_s
+            self._check()
+        for name in list(self._slots):
+            self._see_to(name, fetching=True)
+        if now >= self._scrub_at:
+            self._scrub_at = now + self._settings.scrub_s
+            self._scrub("the time for it")
+        self._offer()
+        self._report()
+
+    def _adjust(self, settings: UpdaterSettings) -> None:
+        """Take over what may change while it runs."""
+        again = settings.slots != self._settings.slots
+        self._settings = settings
+        self._slots = {name: self._slots.get(name, _Slot()) for name in settings.slots}
+        if again:
+            self._check_at = 0.0
+            for slot in self._slots.values():
+                slot.again_at = 0.0
+
+    def _hear(self) -> None:
+        """What inference said since."""
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if message is None:
+                self._offered = None
+                self._told = ()
+                continue
+            self._uses = {use.slot: use for use in message.slots}
+            for use in message.slots:
+                slot = self._slots.get(use.slot)
+                if slot is not None:
+                    # A try that this process did not begin goes on.
+                    slot.attempt = max(slot.attempt, use.attempt)
+                    self._note_step(slot, use)
+
+    def _note_step(self, slot: _Slot, use: SlotUse) -> None:
+        seen = use.offered, use.step, use.reason
+        if slot.seen == seen or not use.step:
+            return
+        slot.seen = seen
+        self._audit.append(
+            "step", slot=use.slot, digest=use.offered, step=use.step, reason=use.reason,
+            **self._about(use.offered),
+        )  # fmt: skip
+
+    # Sources
+
+    def _check(self) -> None:
+        """Ask every source for what is signed."""
+        reached = False
+        for source in self._sources:
+            self._host.beat()
+            about = f"source {source.where}"
+            try:
+                self._trust.refresh(
+                    source.metadata, time.time(), synchronised(), Running(boot_id(), time.monotonic())
+                )
+            except Untrusted as error:
+                self._refused(about, error)
+                continue
+            except Unavailable as error:
+                # A site that is offline for days is well.
+                self._host.clear(about)
+                log.info("source.unreachable", source=source.where, reason=str(error))
+                continue
+            reached = True
+            self._host.clear(about)
+        if reached:
+            self._refreshed_at = time.monotonic()
+            versions = tuple(sorted(f"{p.title} {p.digest}" for p in self._trust.packages))
+            if versions != self._versions:
+                self._versions = versions
+                self._audit.append("refreshed", root=self._trust.root_version, packages=len(versions))
+        self._host.telemetry.gauge("skerry_updater_sources_reached", float(reached))
+
+    def _refused(self, about: str, error: PackageError) -> None:
+        before = self._host.condition
+        self._host.fault(about, str(error))
+        if self._host.condition != before:
+            self._audit.append("refused", reason=f"{about}: {error}")
+
+    def _chosen(self, name: str, wanted: SlotSettings) -> tuple[TrustedPackage | None, str]:
+        """The package that a slot should have; or none, and why."""
+        settings = self._settings
+        policy = Policy(require_attestation=settings.require_attestation)
+        try:
+            package = choose(
+                self._trust.packages, wanted.model, settings.device_class, wanted.version, policy
+            )
+            current = self._store.slots(name).current
+            serving = next((p for p in self._trust.packages if p.manifest.digest == current), None)
+            if serving is not None and serving.name != package.name:
+                serving = None  # the slot is to have another model
+            if package != serving:
+                self._trust.admit(package, serving, back=bool(wanted.version))
+        except Untrusted as error:
+            return None, str(error)
+        return package, ""
+
+    # Slots
+
+    def _see_to(self, name: str, *, fetching: bool) -> None:
+        """Do what comes next for a slot.
+
+        Args:
+            name: of the slot.
+            fetching: whether a fetch may begin; not while one goes on.
+        """
+        slot, wanted = self._slots[name], self._settings.slots[name]
+        if time.monotonic() < slot.again_at:
+            return
+        chosen, why_not = self._chosen(name, wanted)
+        scene = self._scene(name, slot, wanted, chosen)
+        step = next_step(scene)
+        slot.wanted = chosen.title if chosen is not None else ""
+        try:
+            self._do(name, slot, step, chosen, fetching=fetching)
+        except PackageError as error:
+            self._no_good(name, slot, step, error)
+        except Unavailable as error:
+            self._later(slot)
+            slot.reason = str(error)
+            self._host.fault(f"slot {name}", str(error))
+        else:
+            if step.step not in ("fetch", "heal"):
+                self._host.clear(f"slot {name}")
+            if step.step == "stay":
+                slot.step = "refused" if step.reason and step.digest else ""
+                slot.reason = step.reason or why_not
+
+    def _scene(self, name: str, slot: _Slot, wanted: SlotSettings, chosen: TrustedPackage | None) -> Scene:
+        at = slot.confirmed_at
+        return Scene(
+            wanted=wanted, slots=self._store.slots(name), use=self._uses.get(name), chosen=chosen,
+            here=frozenset(self._store.packages()), failed=self._kept.failed.get(name, {}),
+            attempt=slot.attempt, fresh=at is not None and time.monotonic() - at < wanted.drift_within_s,
+        )  # fmt: skip
+
+    def _do(
+        self, name: str, slot: _Slot, step: Next, chosen: TrustedPackage | None, *, fetching: bool
+    ) -> None:
+        match step.step:
+            case "stay" | "wait":
+                slot.step, slot.reason = ("", "") if step.step == "stay" else self._progress(name)
+            case "fetch" if fetching and chosen is not None:
+                self._fetch(slot, chosen)
+            case "offer" if chosen is not None:
+                self._begin(name, slot, chosen)
+            case "confirm":
+                self._confirm(name, slot, step)
+            case "again":
+                slot.attempt += 1
+                self._later(slot)
+                slot.step, slot.reason = "waiting", step.reason
+            case "fail":
+                self._store.withdraw(name)
+                self._failed(name, step.digest, step.reason)
+            case "withdraw":
+                self._store.withdraw(name)
+                self._say("withdrawn", name, step)
+            case "roll_back":
+                self._roll_back(name, slot, step)
+            case "heal":
+                self._scrub(f"slot {name}: {step.reason}")
+                slot.attempt += 1
+                self._later(slot)
+            case _:
+                pass
+
+    def _progress(self, name: str) -> tuple[str, str]:
+        use = self._uses.get(name)
+        trial = self._store.slots(name).trial
+        if use is None or use.offered != trial or not use.step:
+            return "offered", ""
+        return use.step, use.reason
+
+    def _fetch(self, slot: _Slot, package: TrustedPackage) -> None:
+        """Bring a package here, from the first source that has it.
+
+        Raises:
+            Unavailable: none has it now.
+            PackageError: it is signed, and no good.
+        """
+        digest = package.manifest.digest
+        settings = self._settings.fetch
+        slot.step, slot.reason = "fetching", ""
+        self._report()
+        why: list[str] = []
+        for source in self._sources:
+            try:
+                budget = Budget(settings.bytes_per_s)
+                limits = Limits(file_bytes=settings.file_bytes, total_bytes=settings.total_bytes)
+                fetch(
+                    self._store, source.packages, package.manifest,
+                    limits=limits, budget=budget, wait=self._meanwhile,
+                )  # fmt: skip
+            except PackageError as error:
+                # This copy is bad; another one may not be.
+                why.append(str(error))
+                self._refused(f"source {source.where}", error)
+                continue
+            except Unavailable as error:
+                why.append(str(error))
+                continue
+            config = self._store.config(digest)
+            package.require(
+                name=config.name, version=config.version, security_epoch=config.security_epoch,
+                length=package.length,
+            )  # fmt: skip
+            self._audit.append("fetched", model=package.name, version=package.version, digest=digest)
+            log.info("model.fetched", model=package.title, digest=digest, source=source.where)
+            self._host.telemetry.count("skerry_updates_total", outcome="fetched")
+            slot.wait_s = 0.0
+            return
+        text = "; ".join(why) or "there is no source (give the updater one)"
+        raise Unavailable(f"{package.title}: no source has it now: {text}")
+
+    def _begin(self, name: str, slot: _Slot, package: TrustedPackage) -> None:
+        digest = package.manifest.digest
+        self._store.offer(name, digest, package.name)
+        slot.attempt += 1
+        slot.wait_s = 0.0
+        slot.step, slot.reason = "offered", ""
+        self._say("offered", name, Next("offer", digest))
+        log.info("model.offered", slot=name, model=package.title, digest=digest)
+
+    def _confirm(self, name: str, slot: _Slot, step: Next) -> None:
+        wanted = self._settings.slots[name]
+        self._store.confirm(name, wanted.model)
+        slot.confirmed_at = time.monotonic()
+        slot.step = slot.reason = ""
+        self._settle_epochs()
+        self._forget_failure(name, step.digest)
+        self._say("confirmed", name, step)
+        log.info("model.confirmed", slot=name, digest=step.digest, **self._about(step.digest))
+        self._host.telemetry.count("skerry_updates_total", outcome="confirmed")
+
+    def _settle_epochs(self) -> None:
+        """What serves has proved itself: nothing of an earlier epoch is gone back to."""
+        trusted = {p.manifest.digest: p for p in self._trust.packages}
+        for name in self._slots:
+            slots = self._store.slots(name)
+            package = trusted.get(slots.current or "")
+            if package is not None and package.security_epoch > self._trust.epoch(package.name):
+                self._trust.confirm(package)
+        for name in self._slots:
+            previous = self._store.slots(name).previous
+            if previous is None:
+                continue
+            try:
+                config = self._store.config(previous)
+            except PackageError:
+                continue  # damaged: nothing is served with it
+            if config.security_epoch < self._trust.epoch(config.name):
+                self._store.forget_previous(name)
+
+    def _roll_back(self, name: str, slot: _Slot, step: Next) -> None:
+        self._failed(name, step.digest, step.reason)
+        self._store.roll_back(name)
+        slot.confirmed_at = None
+        slot.attempt += 1
+        self._say("rolled_back", name, step)
+
+    def _no_good(self, name: str, slot: _Slot, step: Next, error: PackageError) -> None:
+        """A package that is here or comes is no good: damaged, which may be mended, or for good."""
+        slot.tries += 1
+        if step.step != "fetch" and slot.tries < _TRIES:
+            self._later(slot)
+            slot.step, slot.reason = "waiting", str(error)
+            self._host.fault(f"slot {name}", str(error))
+            return
+        slot.tries = 0
+        self._store.withdraw(name)
+        self._failed(name, step.digest, str(error))
+
+    def _failed(self, name: str, digest: str, reason: str) -> None:
+        """A package is not tried in this slot any more."""
+        slot = self._slots[name]
+        slot.step, slot.reason = "refused", reason
+        known = {d: r for d, r in self._kept.failed.get(name, {}).items() if d != digest}
+        known = dict([*known.items(), (digest, reason)][-_MOST_FAILED:])
+        self._keep(Kept(failed={**self._kept.failed, name: known}))
+        self._say("refused", name, Next("fail", digest, reason))
+        log.error("model.refused", slot=name, digest=digest, reason=reason, **self._about(digest))
+        self._host.telemetry.count("skerry_updates_total", outcome="refused")
+
+    def _forget_failure(self, name: str, digest: str) -> None:
+        known = self._kept.failed.get(name, {})
+        if digest in known:
+            rest = {d: r for d, r in known.items() if d != digest}
+            self._keep(Kept(failed={**self._kept.failed, name: rest}))
+
+    def _keep(self, kept: Kept) -> None:
+        self._kept = kept
+        try:
+            durable.replace(self._file, msgspec.json.encode(kept))
+        except OSError as error:
+            # It is remembered until this process ends; inference remembers by itself, too.
+            log.error("updates.not_kept", path=str(self._file), error=error.strerror)  # noqa: TRY400 - says all
+
+    def _later(self, slot: _Slot) -> None:
+        slot.wait_s = min(max(2 * slot.wait_s, _AGAIN_S), max(self._settings.check_s, _AGAIN_S))
+        slot.again_at = time.monotonic() + slot.wait_s
+
+    def _scrub(self, why: str) -> None:
+        found = self._store.scrub(self._scrubbed)
+        text = "; ".join(f"{f.action} {f.digest[:16]}: {f.text}" for f in found) or "nothing"
+        self._audit.append("scrubbed", reason=f"{why}: found {text}"[:1000])
+        for each in found:
+            if each.action == "fell_back":
+                self._audit.append("fell_back", slot=each.model, digest=each.digest, reason=each.text)
+        self._host.telemetry.count("skerry_store_findings_total", len(found))
+
+    # While something takes its time
+
+    def _paced(self, _size: int) -> None:
+        self._host.beat()
+        if self._host.stopping.is_set():
+            raise _Stopping
+
+    def _scrubbed(self, size: int) -> None:
+        self._paced(size)
+        self._host.stopping.wait(size / _SCRUB_BYTES_PER_S)
+
+    def _meanwhile(self, seconds: float) -> None:
+        """Between two pieces of a fetch: look after the slots; wait as the bandwidth budget says."""
+        until = time.monotonic() + seconds
+        while True:
+            self._paced(0)
+            if not self._inbox.empty():
+                self._hear()
+                for name in list(self._slots):
+                    self._see_to(name, fetching=False)
+                self._offer()
+            self._report()
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._host.stopping.wait(min(left, _TURN_S))
+
+    # Telling
+
+    def _on_activations(self, message: Activations) -> None:
+        """On the bus's thread."""
+        self._inbox.put(message)
+
+    def _offer(self) -> None:
+        """Say what should serve, where that has changed."""
+        if not self._uses:
+            return  # nobody is there, or has not said what it is busy with
+        models = tuple(self._offer_of(name, slot) for name, slot in sorted(self._slots.items()))
+        offer = Offer(module=self._settings.inference, models=models)
+        if offer != self._offered and self._bus.publish(OFFERS, offer, self._settings.inference):
+            self._offered = offer
+
+    def _offer_of(self, name: str, slot: _Slot) -> OfferedModel:
+        slots, wanted = self._store.slots(name), self._settings.slots[name]
+        digest = slots.trial or slots.current or ""
+        about = self._about(digest)
+        return OfferedModel(
+            slot=name, digest=digest, attempt=slot.attempt,
+            model=f"{about['model']}@{about['version']}" if about else "",
+            back=slots.trial is None or slots.trial == slots.previous,
+            force=bool(wanted.force) and digest.startswith(wanted.force),
+        )  # fmt: skip
+
+    def _about(self, digest: str) -> dict[str, str]:
+        """Name and version of a package that is here; empty where it is not."""
+        if digest and digest not in self._names:
+            try:
+                config = self._store.config(digest)
+            except SkerryError:
+                return {}
+            self._names[digest] = {"model": config.name, "version": config.version}
+        return self._names.get(digest, {})
+
+    def _say(self, what: What, name: str, step: Next) -> None:
+        fields = {"slot": name, "digest": step.digest, **self._about(step.digest)}
+        if step.reason:
+            fields["reason"] = step.reason
+        self._audit.append(what, **fields)
+
+    def _report(self) -> None:
+        """Say what has become of what is desired, at most once a second where only little changed."""
+        updates = tuple(self._update(name, slot) for name, slot in sorted(self._slots.items()))
+        now = time.monotonic()
+        soon = now - self._told_at < 1.0 and len(updates) == len(self._told)
+        if updates == self._told or soon:
+            return
+        self._told, self._told_at = updates, now
+        self._host.remote.describe(updates=updates, audit=str(self._audit.head))
+
+    def _update(self, name: str, slot: _Slot) -> Update:
+        current = self._store.slots(name).current or ""
+        about = self._about(current)
+        return Update(
+            slot=name, current=f"{about['model']}@{about['version']}" if about else "", digest=current,
+            wanted=slot.wanted, step=slot.step, reason=slot.reason[:500],
+        )  # fmt: skip
+
+    def _refresh_metrics(self) -> None:
+        at = self._refreshed_at
+        if at is not None:
+            self._host.telemetry.gauge("skerry_updater_refresh_age_seconds", round(time.monotonic() - at, 1))
+        for name, slot in list(self._slots.items()):
+            self._host.telemetry.gauge("skerry_update_under_way", float(bool(slot.step)), slot=name)
+
+
+def _root(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_ROOT_BYTES + 1)
+    except OSError as error:
+        wanted = "expected the root metadata that the device was given"
+        raise ConfigError(f"root: {path}: {wanted}, got {error.strerror}") from error
+
+
+def _source(settings: SourceSettings, fetching: FetchSettings) -> _Source:
+    metadata, packages = opened(settings, fetching)
+    return _Source(packages.where, metadata, packages)
