@@ -52,6 +52,19 @@ SAMPLES: dict[str, Any] = {
         module="capture", id="1", name="snapshot", arguments={"camera": "gate"}, timeout_s=5.0
     ),
     "answers": m.Answer(module="capture", id="1", status=200, body={"width": 640}),
+    "offers": m.Offer(
+        module="inference",
+        models=(m.OfferedModel(slot="gate", model="parts@1.1.0", digest="a" * 64, attempt=1),),
+    ),
+    "activations": m.Activations(
+        module="inference",
+        slots=(
+            m.SlotUse(
+                slot="gate", model="parts@1.0.0", offered="a" * 64, attempt=1, step="refused",
+                reason="on a test picture: numbers that are not finite", final=True,
+            ),
+        ),
+    ),
 }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ CHANNELS_OF = {
         {"detections", "status", "desired", "commands"},
     ),
     "inference": (
-        {"detections", "status", "metrics", "inventory", "reported", "answers"},
-        {"frames", "cameras", "desired", "commands"},
+        {"detections", "activations", "status", "metrics", "inventory", "reported", "answers"},
+        {"frames", "cameras", "offers", "desired", "commands"},
     ),
     "decision": (
         {"events", "status", "metrics", "inventory", "reported", "answers"},
@@ -40,6 +40,10 @@ CHANNELS_OF = {
         {"receipts", "delivered", "desired", "commands"}
         | {"status", "metrics", "inventory", "reported", "answers"},
         {"outbound", "status", "metrics", "inventory", "reported", "answers", "desired", "commands"},
+    ),
+    "updater": (
+        {"offers", "status", "metrics", "inventory", "reported", "answers"},
+        {"activations", "desired", "commands"},
     ),
 }  # fmt: skip
 """Kind of module to the channels that it writes and reads."""

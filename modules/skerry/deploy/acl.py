@@ -116,9 +116,11 @@ max_packet_size 8454144
 
 
 def _topics(plan: Plan, part: Part, side: str) -> Iterator[str]:
+    kinds = {each.kind for each in plan.parts}
     for channel in CHANNELS:
         whose = getattr(channel, side).get(part.kind)
-        if whose is not None:
+        other = channel.readers if side == "writers" else channel.writers
+        if whose is not None and (not other or kinds & set(other)):  # somebody is at the other end
             for key in _keys(plan, part, channel, whose):
                 yield channel.topic(plan.site, key)
 

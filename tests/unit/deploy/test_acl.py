@@ -8,13 +8,15 @@ import msgspec
 import pytest
 
 from needs import ROOT
-from secured import CHANNELS_OF, expected, two_captures
+from secured import CHANNELS_OF, SITE, expected, load, two_captures
 from skerry import channels
 from skerry.broker import mosquitto_configuration
 from skerry.channels import CHANNELS, KINDS
 from skerry.deploy.acl import acl, broker_configuration, grants, identities
-from skerry.deploy.plan import Plan
+from skerry.deploy.plan import Place, Plan
+from skerry.deploy.plan import plan as planned
 from skerry.errors import ConfigError
+from skerry.settings import BusSettings
 
 SOURCE = ROOT / "modules" / "skerry"
 SHARED = ("service.py", "remote.py")
@@ -149,3 +151,16 @@ def test_secured_broker_has_the_bounds_of_the_local_one():
     }
     assert len(local) == 4
     assert local <= set(broker_configuration("/x").splitlines())
+
+
+def test_a_site_with_an_updater_lets_it_offer_and_hear_what_became_of_it(tmp_path):
+    text = SITE.replace("models:\n", "updater: {root: root.json, slots: {gate: {model: parts}}}\nmodels:\n", 1)
+    text = text.replace("- package:", "- slot: gate\n    package:", 1)
+    site = load(tmp_path, text)
+    place = Place(state="/state", frames="/frames", output="/output", bus=BusSettings())
+    granted = grants(planned(site, place))
+    assert "skerry/gate2/offers/inference" in set(granted["updater"].writes) & set(granted["inference"].reads)
+    assert "skerry/gate2/activations/inference" in set(granted["inference"].writes) & set(
+        granted["updater"].reads
+    )
+    assert "skerry/gate2/desired/updater" in granted["uplink"].writes
