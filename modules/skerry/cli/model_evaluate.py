@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
-import tempfile
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 from skerry.models.manifest import REFERENCE
 
 if TYPE_CHECKING:
-    from skerry.models.datasets import Dataset, Labelled
-    from skerry.models.evaluation import Evaluation, Found
-
-_NEAR_ZERO = 0.001
-"""Score from which detections are ranked."""
+    from skerry.models.datasets import Dataset
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         datasets: Any = import_module("skerry.models.datasets")
         installed: Any = import_module("skerry.inference.runtimes").installed
         devices: Any = import_module("skerry.inference.settings").DEVICES
+        evaluated: Any = import_module("skerry.models.judging").evaluated
     except ModuleNotFoundError as error:
         raise ConfigError(f"model evaluate needs {error.name} (pip install 'skerry[inference]')") from error
     package = packages.load(arguments.package)
@@ -103,73 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
         _print(package, dataset, strangers, results)
     _gate(results, arguments)
     return 0
-
-
-def evaluated(
-    runtime: str,
-    package: packages.Package,
-    dataset: Dataset,
-    *,
-    form: str = REFERENCE,
-    device: str = "cpu",
-    threshold: float | None = None,
-) -> dict[str, Any]:
-    """The figures of a package on one runtime, as plain data.
-
-    Args:
-        runtime: which.
-        package: the package.
-        dataset: labelled pictures.
-        form: of the package.
-        device: of the runtime.
-        threshold: operating score; None: the package's.
-
-    Raises:
-        ConfigError: a picture is none.
-        PackageError: the runtime cannot load the model, or the model fails.
-    """
-    model_of: Any = import_module("skerry.inference.model").Model
-    use_of: Any = import_module("skerry.inference.settings").ModelUse
-    evaluation: Any = import_module("skerry.models.evaluation")
-    use = use_of(package=str(package.folder), runtime=runtime, device=device, score_threshold=_NEAR_ZERO)
-    if threshold is None:
-        threshold = package.manifest.decoder.score_threshold
-    with tempfile.TemporaryDirectory() as cache:
-        model = model_of(use, Path(cache), 1.0, form=form)
-        took: list[float] = []
-        seen = [
-            _seen(model, picture, f"{n} of {len(dataset.pictures)}", took)
-            for n, picture in enumerate(dataset.pictures, 1)
-        ]
-        ms = round(statistics.median(took), 2)
-    if package.manifest.decoder.__struct_config__.tag == "classification":
-        pairs = [
-            (picture.truths[0].label, max(found, key=lambda f: f.score).label if found else "")
-            for picture, found in zip(dataset.pictures, seen, strict=True)
-            if picture.truths
-        ]
-        return {"pictures": len(pairs), "top1": evaluation.top1(pairs), "ms": ms}
-    both = [(picture.truths, found) for picture, found in zip(dataset.pictures, seen, strict=True)]
-    whole: Evaluation = evaluation.evaluate(both, package.labels, threshold)
-    raw: dict[str, Any] = msgspec.to_builtins(whole)
-    return {**raw, "ms": ms}
-
-
-def _seen(model: Any, picture: Labelled, which: str, took: list[float]) -> list[Found]:
-    """What the model finds in one picture; the milliseconds from pixels to objects are added to `took`."""
-    cv2: Any = import_module("cv2")
-    found_of: Any = import_module("skerry.models.evaluation").Found
-    pixels = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise ConfigError(f"{picture.path}: expected a picture, got something else")
-    begin = time.perf_counter()
-    result = model.look(pixels)
-    took.append((time.perf_counter() - begin) * 1000)
-    if result.reason:
-        raise PackageError(f"{picture.path}: the model fails: {result.reason}")
-    if sys.stderr.isatty():
-        print(f"{which} pictures", end="\r", file=sys.stderr)
-    return [found_of(o.label, o.score, o.box) for o in result.objects]
 
 
 def _print(

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from skerry.cli.model_evaluate import evaluated
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 from skerry.models.manifest import encode, files_of
 
 if TYPE_CHECKING:
-    from skerry.models.datasets import Dataset, Labelled
+    from skerry.models.datasets import Dataset
     from skerry.models.quantisation import Recipe
 
 REPORT = "quantisation.json"
@@ -70,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         quantisation: Any = import_module("skerry.models.quantisation")
         datasets: Any = import_module("skerry.models.datasets")
+        judging: Any = import_module("skerry.models.judging")
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model quantise needs {error.name} (pip install 'skerry[models,inference]')"
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--calibrate: expected {_FEWEST} pictures or more, and as many left of {len(whole.pictures)}, "
             f"got {n}"
         )
-    feeds = [_feed(package, picture) for picture in whole.pictures[:n]]
+    feeds = [judging.feed(package.manifest.input, picture.path) for picture in whole.pictures[:n]]
     judges = datasets.Dataset(whole.form, whole.pictures[n:])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
@@ -117,6 +117,7 @@ class _Search:
     ) -> None:
         self._package, self._judges, self._feeds, self._folder = package, judges, feeds, folder
         self._most, self._all, self._talk = arguments.most_loss, arguments.all, not arguments.json
+        self._evaluated: Any = import_module("skerry.models.judging").evaluated
         installed: Any = import_module("skerry.inference.runtimes").installed
         self._runtimes: list[str] = [name for name in installed() if name in ("onnxruntime", "openvino")]
         self.refused: list[str] = []
@@ -124,7 +125,7 @@ class _Search:
 
     def run(self, recipes: Sequence[Recipe]) -> Path | None:
         """The folder of the first that is good enough, or of the best of those."""
-        before = {name: evaluated(name, self._package, self._judges) for name in self._runtimes}
+        before = {name: self._evaluated(name, self._package, self._judges) for name in self._runtimes}
         self.report |= {"judged_on": len(self._judges.pictures), "float": _short(before)}
         self._say("float", self._package.model.stat().st_size, before, "")
         best: tuple[float, Path, dict[str, Any]] | None = None
@@ -152,7 +153,7 @@ class _Search:
             content = quantisation.quantise(self._package.model, self._feeds, recipe)
             its = _write(self._package, content, folder)
             away = quantisation.deviation(content, self._feeds[:_FEWEST])
-            after = {name: evaluated(name, its, self._judges) for name in self._runtimes}
+            after = {name: self._evaluated(name, its, self._judges) for name in self._runtimes}
             loss = max(_figure(before[name]) - _figure(after[name]) for name in self._runtimes)
             if away > _MOST_DEVIATION:
                 refused = f"integers overflow on this processor ({away:.2f} standard deviations from exact)"
@@ -188,18 +189,6 @@ def _short(results: dict[str, Any]) -> dict[str, Any]:
         name: {key: its[key] for key in ("map50", "map", "top1", "ms") if key in its}
         for name, its in results.items()
     }
-
-
-def _feed(package: packages.Package, picture: Labelled) -> dict[str, Any]:
-    """One input of the model, made as a device makes it."""
-    cv2: Any = import_module("cv2")
-    preprocessor: Any = import_module("skerry.inference.preprocess").Preprocessor
-    pixels = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise ConfigError(f"{picture.path}: expected a picture, got something else")
-    prepare = preprocessor(package.manifest.input)
-    prepare(pixels)
-    return {package.manifest.input.name: prepare.tensor}
 
 
 def _write(package: packages.Package, content: bytes, folder: Path) -> packages.Package:

@@ -50,12 +50,14 @@ class Recipe:
     """A scale for each output channel of a layer's weights, not one for all."""
     method: Method = "minmax"
     """How the range of an activation is found: all that was seen, or all but 0.001 % on either side."""
+    reduced: bool = False
+    """Weights in 7 bits, so that sums of two products do not overflow 16 bits where there is no VNNI."""
 
     @property
     def title(self) -> str:
         """In a few words."""
         scales = "per channel" if self.per_channel else "per tensor"
-        return f"{_SUFFIXES[self.floating]}, {scales}, {self.method}"
+        return f"{_SUFFIXES[self.floating]}, {scales}, {self.method}{', 7 bits' if self.reduced else ''}"
 
 
 RECIPES = tuple(
@@ -99,6 +101,7 @@ def quantise(model: Path, feeds: Sequence[Feeds], recipe: Recipe) -> bytes:
                 str(model), str(out), _Reader(feeds), quant_format=ort.QuantFormat.QDQ,
                 per_channel=recipe.per_channel, activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8, nodes_to_exclude=kept, calibrate_method=method,
+                reduce_range=recipe.reduced,
             )  # fmt: skip
         except Exception as error:
             raise PackageError(f"{model}: cannot be quantised: {type(error).__name__}: {error}") from error
@@ -145,7 +148,7 @@ def deviation(content: bytes, feeds: Sequence[Feeds]) -> float:
     bits, which overflow: the same file is then right on one machine and wrong on another. Rounding alone is
     a hundredth or two.
     """
-    fast, exact = _session(content, all_in_one=True), _session(content, all_in_one=False)
+    fast, exact = _session(content, all_in_one=True), exact_session(content)
     worst = 0.0
     for each in feeds:
         for one, other in zip(fast.run(None, dict(each)), exact.run(None, dict(each)), strict=True):
@@ -153,6 +156,11 @@ def deviation(content: bytes, feeds: Sequence[Feeds]) -> float:
             away = float(np.sqrt(np.mean(np.square(one - other)))) / spread
             worst = max(worst, away if np.isfinite(away) else float("inf"))
     return worst
+
+
+def exact_session(content: bytes) -> onnxruntime.InferenceSession:
+    """A session that computes node by node what the graph says."""
+    return _session(content, all_in_one=False)
 
 
 def _session(content: bytes, *, all_in_one: bool) -> onnxruntime.InferenceSession:
