@@ -51,12 +51,14 @@ class FileServer:
         context: of a server with TLS.
 
     Attributes:
+        folder: as given.
         manner: may be exchanged at any time.
         asked: path and first byte of each request.
         headers: of each request.
     """
 
     def __init__(self, folder: Path, context: ssl.SSLContext | None = None) -> None:
+        self.folder = folder
         self.manner = Manner()
         self.asked: list[tuple[str, int]] = []
         self.headers: list[dict[str, str]] = []
@@ -95,7 +97,10 @@ class FileServer:
                 for _ in range(manner.repeat):
                     request.wfile.write(manner.raw)
             return
-        path = folder / request.path.lstrip("/")
+        if self._refused(request):
+            request.close_connection = True
+            return
+        path = self._path(folder, request.path)
         if not path.is_file() and not manner.status:
             request.send_error(404)
             return
@@ -116,6 +121,14 @@ class FileServer:
         with contextlib.suppress(OSError):
             self._send(request, part + manner.more, manner)
         request.close_connection = True
+
+    def _refused(self, request: BaseHTTPRequestHandler) -> bool:
+        """Whether it was answered here already, as who asks may not ask."""
+        return False
+
+    def _path(self, folder: Path, asked: str) -> Path:
+        """The file that is asked for."""
+        return folder / asked.lstrip("/").partition("?")[0]
 
     def _send(self, request: BaseHTTPRequestHandler, body: bytes, manner: Manner) -> None:
         out = request.wfile

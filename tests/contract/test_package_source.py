@@ -9,6 +9,7 @@ import pytest
 from authority import Authority
 from file_server import FileServer
 from model_folders import NAME, packed
+from registry_far_end import RegistryFarEnd
 from skerry.errors import LinkDown, PackageError
 from skerry.models import oci
 from skerry.models import package as packages
@@ -16,8 +17,9 @@ from skerry.models.layout import Packed
 from skerry.models.oci import Blob
 from skerry.updater.fetch import FolderSource, NotThere, Source, entries, fetch
 from skerry.updater.http_folder import HttpSource
+from skerry.updater.registry import Registry, RegistrySource
 from skerry.updater.store import Store
-from skerry.updater.web import Patience
+from skerry.updater.web import Patience, Web
 from store_disks import QuickDisk
 
 
@@ -26,11 +28,16 @@ def package(tmp_path: Path) -> Packed:
     return packed(tmp_path, size=300_000)
 
 
-@pytest.fixture(params=["folder", "http", "https", "http without ranges"])
+@pytest.fixture(params=["folder", "http", "https", "http without ranges", "registry"])
 def source(request: pytest.FixtureRequest, tmp_path: Path, package: Packed) -> Iterator[Source]:
     there = tmp_path / "layout"
     if request.param == "folder":
         yield FolderSource(there)
+        return
+    if request.param == "registry":
+        with RegistryFarEnd(there) as far:
+            far.manifests.add(package.listing.digest)
+            yield RegistrySource(Registry(far.url, "models/tiny", Web(Patience())), "latest")
         return
     trust = context = None
     if request.param == "https":
@@ -72,7 +79,7 @@ def test_a_source_is_fetched_from_into_a_store(source: Source, package: Packed, 
 def test_what_is_not_there_is_said_so(source: Source) -> None:
     with pytest.raises(NotThere, match="is the copy complete"):
         list(source.blob(Blob("0" * 64, 1), 0))
-    with pytest.raises(NotThere, match=r"metadata/9\.root\.json"):
+    with pytest.raises(NotThere, match=r"metadata/9\.root\.json|expected signed metadata"):
         source.document("metadata/9.root.json", 1000)
 
 

@@ -255,15 +255,15 @@ def make_index(entries: Iterable[dict[str, Any]]) -> bytes:
     return canonical({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": listed})
 
 
-def read_index(raw: bytes, where: str) -> tuple[Entry, ...]:
-    """The packages in an index, in its order; what is something else is left out.
+def read_index(raw: bytes, where: str, artifact_type: str = PACKAGE_TYPE) -> tuple[Entry, ...]:
+    """The packages in an index, or all of another type, in its order; what is something else is left out.
 
     Raises:
         PackageError: it is no index.
     """
     index = _typed(_Index, _parsed(raw, INDEX_BYTES, where), where)
     return tuple(
-        e for e in index.manifests if e.media_type == MANIFEST_TYPE and e.artifact_type == PACKAGE_TYPE
+        e for e in index.manifests if e.media_type == MANIFEST_TYPE and e.artifact_type == artifact_type
     )
 
 

@@ -11,17 +11,18 @@ from skerry.updater import login
 from skerry.updater.fetch import FolderSource, Source
 from skerry.updater.http_folder import HttpSource
 from skerry.updater.metadata import HttpMetadata
+from skerry.updater.registry import Login, Registry, RegistryMetadata, RegistrySource
 from skerry.updater.settings import (
     FetchSettings,
     FolderSourceSettings,
     HttpSourceSettings,
+    RegistrySourceSettings,
+    SourceSettings,
 )
-from skerry.updater.web import Patience, address
+from skerry.updater.web import Patience, Web, address
 
 
-def opened(
-    settings: FolderSourceSettings | HttpSourceSettings, fetch: FetchSettings
-) -> tuple[trust.Source, Source]:
+def opened(settings: SourceSettings, fetch: FetchSettings) -> tuple[trust.Source, Source]:
     """The two halves of a source: its signed metadata, and its packages. Nothing is asked yet.
 
     Args:
@@ -38,6 +39,9 @@ def opened(
         case HttpSourceSettings():
             web = _http(settings, fetch)
             return HttpMetadata(web), web
+        case RegistrySourceSettings(tag=tag):
+            registry = _registry(settings, fetch)
+            return RegistryMetadata(registry, tag), RegistrySource(registry, tag)
         case _:
             assert_never(settings)
 
@@ -49,6 +53,17 @@ def _http(settings: HttpSourceSettings, fetch: FetchSettings) -> HttpSource:
         raise ConfigError(f"{where.shown}: expected https where there is a login, got http")
     tls = login.context(settings.ca, settings.certificate, settings.key) if where.secure else None
     return HttpSource(settings.url, patience(fetch), tls=tls, headers=headers)
+
+
+def _registry(settings: RegistrySourceSettings, fetch: FetchSettings) -> Registry:
+    secure = address(settings.url).secure
+    tls = login.context(settings.ca, settings.certificate, settings.key) if secure else None
+    return Registry(
+        settings.url,
+        settings.repository,
+        Web(patience(fetch), tls),
+        Login(settings.username, settings.password_file, settings.token_file),
+    )
 
 
 def patience(fetch: FetchSettings) -> Patience:
