@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(check.add_command(commands))
     buffer.add_commands(commands)
     bench.add_commands(commands)
-    _add_set(model.add_commands(commands))
+    for parser_of_site in model.add_commands(commands):
+        _add_set(parser_of_site)
     unbatch.add_command(commands)
     _add_set(certs.add_command(commands))
     _add_set(render.add_command(commands))

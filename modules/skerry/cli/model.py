@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from skerry.cli import model_baseline, model_evaluate, model_layout, model_quantise, model_trust
+from skerry.cli import (
+    model_audit,
+    model_baseline,
+    model_bench,
+    model_evaluate,
+    model_install,
+    model_layout,
+    model_quantise,
+    model_trust,
+)
 from skerry.errors import ConfigError, PackageError
 from skerry.models import package as packages
 from skerry.models.layout import is_layout
@@ -30,11 +39,11 @@ _RANDOM, _PICTURES = 2, 3
 
 def add_commands(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-) -> argparse.ArgumentParser:
+) -> tuple[argparse.ArgumentParser, ...]:
     """Register `model` and its subcommands; each sets `func`, which returns the exit code.
 
     Returns:
-        The parser of the one that takes a site file.
+        The parsers of those that take a site file.
     """
     model = subparsers.add_parser("model", help="make and inspect model packages")
     commands = model.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -91,10 +100,12 @@ def add_commands(
     make.add_argument("--no-measure", action="store_true", help="do not time the graph before and after")
     make.add_argument("--json", action="store_true", help="print one JSON object")
     make.set_defaults(func=_import)
+    model_audit.add_command(commands)
+    model_bench.add_command(commands)
     model_evaluate.add_command(commands)
     model_quantise.add_command(commands)
     model_trust.add_commands(commands)
-    return model_baseline.add_command(commands)
+    return model_baseline.add_command(commands), model_install.add_command(commands)
 
 
 def _threads(text: str) -> int:

@@ -70,6 +70,12 @@ class Trust:
         return self._root().version
 
     @property
+    def targets_version(self) -> int:
+        """Of the newest targets that were trusted; 0 where there are none, or their keys were exchanged."""
+        targets = _kept(Targets, self._state.targets, self._root())
+        return 0 if targets is None else targets.version
+
+    @property
     def floor_s(self) -> float:
         """The least that the time can be, in POSIX seconds, as last noted."""
         return self._state.floor.utc_s

@@ -20,7 +20,7 @@ from skerry.audit import AuditLog, What
 from skerry.bus import Bus
 from skerry.channels import ACTIVATIONS, OFFERS
 from skerry.clock import boot_id, synchronised
-from skerry.errors import ConfigError, PackageError, SkerryError, Unavailable
+from skerry.errors import PackageError, SkerryError, Unavailable
 from skerry.messages import Activations, Offer, OfferedModel, SlotUse, Update
 from skerry.models.oci import Limits
 from skerry.service import Host
@@ -30,6 +30,7 @@ from skerry.trust.refusals import Untrusted
 from skerry.trust.sources import Source as Metadata
 from skerry.trust.times import Running
 from skerry.updater.fetch import Budget, Source, fetch
+from skerry.updater.install import read_root
 from skerry.updater.rollout import Next, Scene, next_step
 from skerry.updater.settings import FetchSettings, SlotSettings, SourceSettings, UpdaterSettings
 from skerry.updater.sources import opened
@@ -46,7 +47,6 @@ _MOST_FAILED = 32
 """Packages of one slot that are remembered to have failed; the oldest is forgotten first."""
 _TRIES = 3
 """Of a package that is here and cannot be taken; it may be fetched anew between them."""
-_MOST_ROOT_BYTES = 256 * 1024
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +118,7 @@ class Updater:
         self._host = host
         self._store = store
         store.pace = self._paced
-        self._trust = Trust(host.state / "trust", _root(Path(settings.root)))
+        self._trust = Trust(host.state / "trust", read_root(Path(settings.root)))
         self._audit = AuditLog(host.state / "audit", settings.audit_bytes)
         self._sources = tuple(_source(each, settings.fetch) for each in settings.sources)
         self._file = host.state / "updates.json"
@@ -136,7 +136,7 @@ class Updater:
         self._check_at = 0.0
         self._scrub_at = time.monotonic() + settings.scrub_s
         self._refreshed_at: float | None = None
-        self._versions: tuple[str, ...] = ()
+        self._versions = self._trust.root_version, self._trust.targets_version
 
     def run(self) -> None:
         host = self._host
@@ -238,10 +238,10 @@ class Updater:
             self._host.clear(about)
         if reached:
             self._refreshed_at = time.monotonic()
-            versions = tuple(sorted(f"{p.title} {p.digest}" for p in self._trust.packages))
+            versions = self._trust.root_version, self._trust.targets_version
             if versions != self._versions:
                 self._versions = versions
-                self._audit.append("refreshed", root=self._trust.root_version, packages=len(versions))
+                self._audit.append("refreshed", root=versions[0], targets=versions[1])
         self._host.telemetry.gauge("skerry_updater_sources_reached", float(reached))
 
     def _refused(self, about: str, error: PackageError) -> None:
@@ -575,15 +575,6 @@ class Updater:
             self._host.telemetry.gauge("skerry_updater_refresh_age_seconds", round(time.monotonic() - at, 1))
         for name, slot in list(self._slots.items()):
             self._host.telemetry.gauge("skerry_update_under_way", float(bool(slot.step)), slot=name)
-
-
-def _root(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_ROOT_BYTES + 1)
-    except OSError as error:
-        wanted = "expected the root metadata that the device was given"
-        raise ConfigError(f"root: {path}: {wanted}, got {error.strerror}") from error
 
 
 def _source(settings: SourceSettings, fetching: FetchSettings) -> _Source:
