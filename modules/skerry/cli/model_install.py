@@ -21,7 +21,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="bring packages from a stick onto a device without a network",
         description="Verify a repository as the device's updater would, and put what it has for the slots of "
         "the site on trial. It serves after it has proved itself, which begins when the site runs. The "
-        "updater must not run meanwhile; one that runs takes a stick as a source of kind folder. In a container: "
+        "updater must not run meanwhile; one that runs takes a stick as a folder source. In a container: "
         "python -m skerry.updater.install REPOSITORY.",
         epilog="example: skerry model install /media/stick sites/line.yaml --out skerry-out",
     )
