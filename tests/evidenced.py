@@ -53,7 +53,8 @@ def record(version: str = "1.0.0", **changes: Any) -> BuildRecord:
                 files=(Content(name="model.onnx", sha256=sha(model)),),
                 figures=(
                     Figure(runtime="onnxruntime", version="1.31.1", isa="avx512_vnni", pictures=200,
-                           metric="map", value=0.912345, delta=-0.004, map50=0.98, right=390, wrong=3, missed=7),
+                           metric="map", value=0.912345, delta=-0.004, map50=0.98,
+                           right=390, wrong=3, missed=7),
                     Figure(runtime="openvino", version="2026.4.1", isa="avx2", pictures=200, metric="map",
                            value=0.91, delta=-0.0065),
                 ),

@@ -115,6 +115,8 @@ def test_it_keeps_to_the_keys_that_the_standard_documents(value: dict[str, Any])
 def test_it_is_valid_by_the_official_schema(value: dict[str, Any]) -> None:
     documents = {path.name: json.loads(path.read_bytes()) for path in SCHEMA.glob("*.schema.json")}
     registry: Registry[Any] = Registry().with_resources(
-        (document.get("$id", name), Resource.from_contents(document)) for name, document in documents.items()
+        (address, Resource.from_contents(document))
+        for name, document in documents.items()
+        for address in {name, document.get("$id", name)}
     )
     jsonschema.Draft7Validator(documents["bom-1.6.schema.json"], registry=registry).validate(value)
