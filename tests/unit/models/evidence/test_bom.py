@@ -117,6 +117,6 @@ def test_it_is_valid_by_the_official_schema(value: dict[str, Any]) -> None:
     registry: Registry[Any] = Registry().with_resources(
         (address, Resource.from_contents(document))
         for name, document in documents.items()
-        for address in {name, document.get("$id", name)}
+        for address in {f"http://cyclonedx.org/schema/{name}", document["$id"]}
     )
     jsonschema.Draft7Validator(documents["bom-1.6.schema.json"], registry=registry).validate(value)
