@@ -470,7 +470,7 @@ class Updater:
             log.error("updates.not_kept", path=str(self._file), error=error.strerror)  # noqa: TRY400 - says all
 
     def _later(self, slot: _Slot) -> None:
-        slot.wait_s = min(max(2 * slot.wait_s, _AGAIN_S), max(self._settings.check_s, _AGAIN_S))
+        slot.wait_s = min(max(2 * slot.wait_s, _AGAIN_S), self._settings.check_s)
         slot.again_at = time.monotonic() + slot.wait_s
 
     def _scrub(self, why: str) -> None:
