@@ -116,7 +116,7 @@ def _of_current(scene: Scene, use: SlotUse) -> Next:
 
 def _drifted(scene: Scene, use: SlotUse) -> str:
     """Why the current package is to be gone back from; empty where it is not."""
-    ours = scene.slots.current is not None and use.digest == scene.slots.current
+    ours = use.digest == scene.slots.current  # never the bundled one, which has no digest
     if not (scene.wanted.rollback_on_drift and scene.fresh and ours and use.drift):
         return ""
     return f"drift soon after it was confirmed: {', '.join(use.drift)}"

@@ -111,6 +111,9 @@ def test_a_trial_is_confirmed_once_it_serves_and_inference_says_so():
     assert next_step(scene(TRIAL, confirmed, attempt=1)) == Next("confirm", N, "all well")
     # Confirmed, and another one serves since: inference was started anew, from what the store names.
     assert next_step(scene(TRIAL, trying("confirmed"), attempt=1)).step == "wait"
+    # It serves on probation.
+    assert next_step(scene(TRIAL, trying("probation"), attempt=1)).step == "wait"
+    assert next_step(scene(TRIAL, uses(N, offered=N, attempt=1, step="probation"), attempt=1)).step == "wait"
     # The updater was started anew, and counts from nothing: what serves has proved itself all the same.
     assert next_step(scene(TRIAL, confirmed, attempt=0)).step == "confirm"
 
