@@ -15,6 +15,7 @@ import msgspec
 from skerry.cli import (
     model_audit,
     model_baseline,
+    model_build,
     model_bench,
     model_evaluate,
     model_install,
@@ -102,6 +103,7 @@ def add_commands(
     make.set_defaults(func=_import)
     model_audit.add_command(commands)
     model_bench.add_command(commands)
+    model_build.add_command(commands)
     model_evaluate.add_command(commands)
     model_quantise.add_command(commands)
     model_trust.add_commands(commands)
