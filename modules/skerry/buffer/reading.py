@@ -156,9 +156,9 @@ class StoreView:
 class ReadOnlyDisk(Disk):
     """Opens for reading only; has nothing to make durable."""
 
-    def open(self, path: Path) -> int:
+    def open(self, path: Path, *, writing: bool = False) -> int:
         """An existing file, open for reading."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return super().open(path, writing=writing)
 
     def sync(self, file: int) -> None:
         """Nothing was written."""
