@@ -11,7 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import msgspec
+
 from skerry import durable
+from skerry.cli import model_attest
 from skerry.errors import ConfigError, PackageError, Unavailable
 
 if TYPE_CHECKING:
@@ -89,6 +92,13 @@ def _add_sign(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--class", action="append", default=[], metavar="NAME", dest="classes",
         help="a class of devices that it is for; may be repeated (default: any)",
     )  # fmt: skip
+    model_attest.add_options(add)
+
+    attest = _action(actions, "attest", "sign what was measured of packages that are listed", _attest)
+    attest.add_argument(
+        "attestations", type=Path, nargs="+", metavar="FILE", help="of skerry model bench --out"
+    )
+    model_attest.add_force(attest)
 
     remove = _action(actions, "remove", "list a package no more", _remove)
     remove.add_argument("digest", metavar="DIGEST", help="its first hexadecimal digits or all of them")
@@ -134,6 +144,10 @@ def _add_verify(commands: Subparsers[argparse.ArgumentParser]) -> None:
     verify.add_argument(
         "--class", default="", metavar="NAME", dest="device_class", help="by this class of device"
     )
+    verify.add_argument(
+        "--require-attestation", action="store_true",
+        help="by a device whose policy asks for one of its class that met the budget",
+    )  # fmt: skip
     verify.add_argument("--no-clock", action="store_true", help="as a device does whose clock is not set")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(func=_verify)
@@ -251,18 +265,51 @@ def _init(arguments: argparse.Namespace) -> int:
 def _add(arguments: argparse.Namespace) -> int:
     repository, signers = _repository(arguments.repository), _signers(arguments)
     packed = _packed(arguments)
+    digest = f"sha256:{packed.listing.digest}"
+    attestations = model_attest.read(
+        arguments.attestations, digest=digest, classes=arguments.classes, force=arguments.force
+    )
     package: TrustedPackage = _module("trust.packages").TrustedPackage(
-        digest=f"sha256:{packed.listing.digest}",
+        digest=digest,
         length=packed.listing.size,
         name=packed.config.name,
         version=packed.config.version,
         security_epoch=packed.config.security_epoch,
         classes=tuple(arguments.classes),
+        attestations=tuple(sorted((a.summary for a in attestations), key=lambda a: a.device_class)),
     )
+    model_attest.keep(arguments.repository, attestations)
     repository.add(package, signers, time.time())
-    print(f"{package.title}  {package.digest}")
+    _print_package(package)
     _print_ends(repository)
     return 0
+
+
+def _attest(arguments: argparse.Namespace) -> int:
+    repository, signers = _repository(arguments.repository), _signers(arguments)
+    listed = {package.digest: package for package in repository.packages}
+    by_package: dict[str, list[Path]] = {}
+    for path in arguments.attestations:
+        by_package.setdefault(model_attest.subject(path), []).append(path)
+    strange = [d for d in by_package if d not in listed]
+    if strange:
+        raise PackageError("\n".join(f"{by_package[d][0]}: {d[:23]}: not listed here" for d in strange))
+    read = {
+        digest: model_attest.read(paths, digest=digest, classes=listed[digest].classes, force=arguments.force)
+        for digest, paths in by_package.items()
+    }
+    for digest, attestations in read.items():
+        model_attest.keep(arguments.repository, attestations)
+        summaries = [each.summary for each in attestations]
+        _print_package(repository.attest(digest, summaries, signers, time.time()))
+    _print_ends(repository)
+    return 0
+
+
+def _print_package(package: TrustedPackage) -> None:
+    print(f"{package.title}  {package.digest}")
+    for line in model_attest.told(package):
+        print(line)
 
 
 def _packed(arguments: argparse.Namespace) -> Packed:
@@ -374,14 +421,19 @@ def _print_ends(repository: Repository) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    device, choose = _module("trust.device"), _module("trust.packages").choose
+    device, trusted = _module("trust.device"), _module("trust.packages")
     sources = _module("trust.sources")
     with tempfile.TemporaryDirectory(prefix="skerry-") as room:
         trust = device.Trust(arguments.state or Path(room) / "state", _bytes(arguments.root))
         packages: Sequence[TrustedPackage] = trust.refresh(
             sources.Folder(arguments.repository), time.time(), clock_trusted=not arguments.no_clock
         )
-        taken = choose(packages, arguments.name, arguments.device_class) if arguments.name else None
+        policy = trusted.Policy(require_attestation=arguments.require_attestation)
+        taken = (
+            trusted.choose(packages, arguments.name, arguments.device_class, policy=policy)
+            if arguments.name
+            else None
+        )
         problems = {p.digest: _problem(arguments.repository, p) for p in packages}
         if arguments.json:
             report = {
@@ -396,6 +448,8 @@ def _verify(arguments: argparse.Namespace) -> int:
                 mark = "  <- taken" if package == taken else ""
                 for_whom = ", ".join(package.classes) or "any device"
                 print(f"{package.title:24} epoch {package.security_epoch}  {for_whom}  {what}{mark}")
+                for line in model_attest.told(package):
+                    print(line)
     found = [text for text in problems.values() if text]
     if found:
         raise PackageError("\n".join(found))
@@ -425,6 +479,7 @@ def _row(package: TrustedPackage, problem: str, taken: bool) -> dict[str, Any]:
         "version": package.version,
         "security_epoch": package.security_epoch,
         "classes": list(package.classes),
+        "attestations": msgspec.to_builtins(package.attestations),
         "problem": problem,
         "taken": taken,
     }

@@ -28,8 +28,9 @@ class Attested(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole statement, `skerry model bench --out`; it lies among the repository's blobs."""
     verdict: Verdict
     """Whether the budget of the class was met."""
-    p95_us: Annotated[int, Meta(ge=0, le=10**9)]
-    """From a camera's frame to its event, upper confidence bound of the 95th percentile, in microseconds."""
+    p95_us: Annotated[int, Meta(ge=0)] | None = None
+    """From a camera's frame to its event, upper confidence bound of the 95th percentile, in microseconds;
+    None: what was measured has no bound."""
     memory_mib: Annotated[int, Meta(ge=0, le=10**7)]
     """Peak of what inference had resident, in MiB."""
 
