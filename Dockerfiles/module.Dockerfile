@@ -79,3 +79,6 @@ ENTRYPOINT ["python3", "-m", "skerry.buffer"]
 
 FROM common AS uplink
 ENTRYPOINT ["python3", "-m", "skerry.uplink"]
+
+FROM common AS updater
+ENTRYPOINT ["python3", "-m", "skerry.updater"]

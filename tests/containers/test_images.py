@@ -23,13 +23,14 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 RUNS = {
     "capture": "capture", "inference-cpu": "inference", "inference-openvino": "inference",
     "decision": "decision", "buffer": "buffer", "uplink": "uplink", "uplink-azure": "uplink",
+    "updater": "updater",
 }  # fmt: skip
 """The module in each image."""
 IMPORTED = {
     "capture": ("av", "cv2", "numpy"), "inference-cpu": ("onnxruntime", "cv2"),
     "inference-openvino": ("openvino", "cv2"), "decision": ("msgspec",),
     "buffer": ("zstandard", "isal", "cryptography.fernet"), "uplink": ("awscrt.mqtt5", "zstandard"),
-    "uplink-azure": ("azure.iot.device",),
+    "uplink-azure": ("azure.iot.device",), "updater": ("tuf.api.metadata", "skerry.updater.module"),
 }  # fmt: skip
 """What is loaded from each image, stripped and trimmed as it is."""
 pytestmark = pytest.mark.timeout(600)

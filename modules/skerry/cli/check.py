@@ -11,6 +11,7 @@ from skerry.cli.render import add_options, read_deployment, refuse
 from skerry.deploy.acl import identities
 from skerry.deploy.deployment import Deployment, Finding
 from skerry.deploy.devices import DEVICES
+from skerry.deploy.model_findings import files_findings
 from skerry.deploy.site import Site, load_site
 from skerry.deploy.targets import TARGETS
 
@@ -61,7 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         refuse(
             its,
             arguments.site,
-            [*_secrets(its, arguments.secrets), *_certificates(its, arguments.certificates)],
+            [
+                *_secrets(its, arguments.secrets),
+                *_certificates(its, arguments.certificates),
+                *files_findings(its),
+            ],
         )
         TARGETS[target].render(its)
         _print(arguments.site, its.site, target)

@@ -27,7 +27,7 @@ MANAGER = "skerry"
 SECRETS_ANNOTATION = "skerry/secrets"
 """Of a pod: which secrets it has been started with. New ones start it again."""
 PART_OF, INSTANCE, COMPONENT = (f"app.kubernetes.io/{name}" for name in ("part-of", "instance", "component"))
-_FLOW = ("vision", "decision", "buffer", "uplink", "broker")
+_FLOW = ("vision", "decision", "buffer", "uplink", "updater", "broker")
 """Which pod ends before which: nothing is on its way when the next one ends."""
 _LONGEST = 160
 """Characters of a value in a line of differences."""

@@ -16,6 +16,7 @@ from skerry.deploy.containers import (
     TMP_MB,
     Container,
     Volume,
+    source_bind,
     tmpfs_options,
 )
 from skerry.deploy.deployment import Deployment, Finding, Renderer
@@ -62,7 +63,8 @@ def _copies(mount: Mount) -> str:
 
 
 def _told(deployment: Deployment) -> list[str]:
-    said = [f"{m.role}/{m.name}: put {m.outside} there" for m in deployment.mounts if not _copies(m)]
+    said = [f"{m.role}/{m.name}: put {m.outside} there" for m in deployment.brought if not _copies(m)]
+    said += deployment.sources_told
     if deployment.secure:
         said.append(f"{CERTIFICATES_FOLDER}: skerry certs SITE --out {CERTIFICATES_FOLDER}")
     return [*said, "docker compose up -d"]
@@ -104,6 +106,10 @@ def _mounted(container: Container) -> Iterator[str]:
     for volume in container.volumes:
         yield f"{volume.name}:{volume.inside}{':ro' if volume.read_only else ''}"
     for mount in container.mounts:
+        if mount.role == "sources":
+            # A $ is compose's own here too.
+            yield source_bind(mount, mount.outside).replace("$", "$$")
+            continue
         yield f"./{mount.role}/{mount.name}:{mount.inside}:ro"
     if container.files:
         yield f"./{BUS_FOLDER}:{BROKER_FILES}:ro"

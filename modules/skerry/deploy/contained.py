@@ -1,7 +1,8 @@
 """A site as its containers see it: which files of the machine are mounted, and where.
 
 A site names files by where they are on the machine that reads the site file. In a container they are below
-`/models`, `/inputs` and `/run/secrets`, and each module gets those that its own settings name.
+`/models`, `/inputs` and `/run/secrets`, and each module gets those that its own settings name. A folder that
+models come from is the device's own, and below `/sources`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from skerry.deploy.plan import Part, Place
-from skerry.deploy.site import INPUTS, Site
+from skerry.deploy.site import INPUTS, Site, SiteUpdater
 from skerry.healthcheck import HTTP_PORT
 from skerry.settings import BusSettings, Settings
 
-Role = Literal["models", "inputs", "secrets"]
-"""What a file is, and the folder beside the rendered files that has it. A secret is never copied there."""
+Role = Literal["models", "inputs", "secrets", "sources"]
+"""What a file is, and the folder beside the rendered files that has it. A secret is never copied there, and a
+source is nowhere but on the device, where a stick or a share comes and goes."""
 
-FOLDERS: dict[Role, str] = {"models": "/models", "inputs": "/inputs", "secrets": "/run/secrets"}
+FOLDERS: dict[Role, str] = {
+    "models": "/models", "inputs": "/inputs", "secrets": "/run/secrets", "sources": "/sources",
+}  # fmt: skip
 STATE, FRAMES, OUTPUT = "/var/lib/skerry", "/frames", "/output"
+STORE = "/var/lib/skerry-models"
+"""The model store, which the updater writes and inference reads."""
 BUS_CERTIFICATES = "/run/certificates"
 """A module's own `ca.crt`, `tls.crt` and `tls.key`."""
 BUS_HOST = "broker"
@@ -39,7 +45,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Its name in the role's folder, unlike that of every other."""
     outside: str
-    """Where it is on the machine that renders."""
+    """Where it is on the machine that renders; of a source: on the device."""
 
     @property
     def inside(self) -> str:
@@ -60,13 +66,20 @@ def place(site: Site, *, secure: bool) -> Place:
     else:
         bus = BusSettings(host=BUS_HOST, port=8883 if secure else 1883)
     return Place(
-        state=STATE, frames=FRAMES, output=OUTPUT, bus=bus, http_host="0.0.0.0", http_port=HTTP_PORT,  # noqa: S104 - a container's own network, where no port is published
+        state=STATE, frames=FRAMES, output=OUTPUT, store=STORE, bus=bus, http_port=HTTP_PORT,
+        http_host="0.0.0.0",  # noqa: S104 - a container's own network, where no port is published
         certificates=BUS_CERTIFICATES if secure and not site.bus.host else "",
     )  # fmt: skip
 
 
-def contained(site: Site) -> tuple[Site, tuple[Mount, ...]]:
-    """The same site with the paths that its containers see, and what has to be mounted for that."""
+def contained(site: Site, *, sealed: bool = False) -> tuple[Site, tuple[Mount, ...]]:
+    """The same site with the paths that its containers see, and what has to be mounted for that.
+
+    Args:
+        site: as its file says.
+        sealed: whether containers see no folder of the device, as pods do: what models come from is an input
+            then, and the root of trust, without which nobody starts, comes as secrets do.
+    """
     found: dict[tuple[Role, str], Mount] = {}
 
     def moved(path: str, role: Role) -> str:
@@ -85,6 +98,7 @@ def contained(site: Site) -> tuple[Site, tuple[Mount, ...]]:
         bus=_moved(site.bus, moved, _secret),
         # The file of desired settings is an operator's, like a video, and no secret.
         remote=_moved(site.remote, moved, _input),
+        updater=None if site.updater is None else _updater(site.updater, moved, sealed=sealed),
     )
     return changed, tuple(found.values())
 
@@ -93,6 +107,18 @@ def mounts_of(part: Part, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
     """Those that a module's own settings name."""
     named = set(_texts(msgspec.to_builtins(part.settings)))
     return tuple(mount for mount in mounts if mount.inside in named)
+
+
+def _updater(updater: SiteUpdater, moved: Any, *, sealed: bool) -> SiteUpdater:
+    """Who signs for models is no secret, and what sources say of logins is."""
+
+    def role(name: str) -> Role:
+        if name == "path":
+            return "inputs" if sealed else "sources"
+        return "inputs" if name == "root" and not sealed else "secrets"
+
+    sources = tuple(_moved(source, moved, role) for source in updater.sources)
+    return msgspec.structs.replace(_moved(updater, moved, role), sources=sources)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -1,8 +1,8 @@
 """A plan as containers in neutral terms: what each runs, sees and may take. Every target is made from these.
 
 Each container can do nothing but its work: not root, a root file system that is read-only, no capabilities,
-bounds of memory and processes, and the network of the site; only who needs a camera on the network or the
-cloud reaches anything else.
+bounds of memory and processes, and the network of the site; only who needs a camera on the network, the
+cloud or a source of models reaches anything else.
 """
 
 from __future__ import annotations
@@ -24,13 +24,24 @@ from skerry.capture.settings import (
     V4l2Source,
 )
 from skerry.deploy.acl import ACL_FILE, BROKER, CONFIGURATION_FILE, GENERATED, acl, broker_configuration
-from skerry.deploy.contained import BUS_CERTIFICATES, BUS_HOST, FRAMES, OUTPUT, STATE, USER, Mount, mounts_of
+from skerry.deploy.contained import (
+    BUS_CERTIFICATES,
+    BUS_HOST,
+    FRAMES,
+    OUTPUT,
+    STATE,
+    STORE,
+    USER,
+    Mount,
+    mounts_of,
+)
 from skerry.deploy.images import image_of
 from skerry.deploy.plan import Part, Plan
 from skerry.deploy.site import ContainerKind, Resources
 from skerry.healthcheck import MQTT_PORT
 from skerry.inference.settings import InferenceSettings
 from skerry.settings import ModuleSettings, compact
+from skerry.updater.settings import FolderSourceSettings, UpdaterSettings
 from skerry.uplink.settings import FileLink, UplinkSettings
 
 Accelerator = Literal["nvidia", "intel-gpu", "intel-npu"]
@@ -45,12 +56,15 @@ LOG_BYTES, LOG_FILES = 10_000_000, 3
 _MIB = 1024 * 1024
 _MEMORY_MB: dict[str, int] = {
     "capture": 384, "inference": 768, "decision": 192, "buffer": 256, "uplink": 192, "broker": 192,
+    "updater": 192,
 }  # fmt: skip
 """Bounds of memory, MiB, about twice what the demo takes; capture's frames come on top of its own."""
 _PIDS = {"capture": 256, "inference": 256}
 """Bounds of processes and threads, where 64 are too few: decoders and runtimes have a thread a core."""
 _UNKNOWN_PIXELS = 1920 * 1080
 """Size of a picture that only the camera knows."""
+STORE_VOLUME = "model-store"
+"""Name of the volume that updater and inference share."""
 _ASKED_PORT = 1880
 """Where a secured broker answers its own health check: loopback of its container, and nobody is let in."""
 
@@ -58,8 +72,9 @@ _ASKED_PORT = 1880
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     """A folder that outlives a container's run, as one container has it."""
 
-    kind: Literal["state", "frames", "output"]
-    """`state` is one module's own; `frames` are in memory and shared; `output` holds a file link's events."""
+    kind: Literal["state", "frames", "output", "store"]
+    """`state` is one module's own; `frames` are in memory and shared; `output` holds a file link's events;
+    `store` is the model store, which one writes and others read."""
     name: str
     """Unlike that of every other of the site."""
     inside: str
@@ -104,7 +119,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     stop_s: int
     """How long it may take to end. A module's own bound comes first."""
     outside: bool = False
-    """Whether it talks to anything but the site: a camera on the network, or the cloud."""
+    """Whether it talks to anything but the site: a camera on the network, the cloud, a source of models."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -205,11 +220,25 @@ def _volumes(part: Part, plan: Plan) -> Iterator[Volume]:
         )
     if isinstance(part.settings, UplinkSettings) and isinstance(part.settings.link, FileLink):
         yield Volume(kind="output", name="output", inside=OUTPUT)
+    if getattr(part.settings, "store", ""):
+        yield Volume(kind="store", name=STORE_VOLUME, inside=STORE, read_only=part.kind != "updater")
 
 
 def tmpfs_options(volume: Volume) -> str:
     """How a volume in memory is mounted, as `mount -o` takes it."""
     return f"size={mib(volume.bytes)}m,mode=0750,uid={USER},gid={USER},nosuid,nodev,noexec"
+
+
+def source_bind(mount: Mount, outside: str) -> str:
+    """A folder of the device that models come from, as `docker run --volume` takes it.
+
+    Docker makes the folder where it is missing, and what is mounted on it later, a stick, is seen inside.
+
+    Args:
+        mount: of the role `sources`.
+        outside: where it is on the device.
+    """
+    return f"{outside}:{mount.inside}:ro,rslave"
 
 
 def _goes_out(part: Part) -> bool:
@@ -218,6 +247,8 @@ def _goes_out(part: Part) -> bool:
             away = any(isinstance(camera.source, RtspSource | MjpegSource) for camera in cameras)
         case UplinkSettings(link=link):
             away = not isinstance(link, FileLink)
+        case UpdaterSettings(sources=sources):
+            away = any(not isinstance(source, FolderSourceSettings) for source in sources)
         case _:
             away = False
     return away or part.settings.bus.host != BUS_HOST

@@ -29,7 +29,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     target: Target
     site: Site
-    """As its containers see it: files are below `/models`, `/inputs` and `/run/secrets`."""
+    """As its containers see it: files are below `/models`, `/inputs`, `/run/secrets` and `/sources`."""
     plan: Plan
     containers: tuple[Container, ...]
     """In the order of starting: the broker first, then who is sent to before who sends."""
@@ -43,6 +43,20 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def broker(self) -> Container | None:
         """The broker that comes with the site, unless the site names one."""
         return next((c for c in self.containers if c.kind == "broker"), None)
+
+    @property
+    def brought(self) -> tuple[Mount, ...]:
+        """Files that somebody has to bring; sources of models come and go by themselves."""
+        return tuple(mount for mount in self.mounts if mount.role != "sources")
+
+    @property
+    def sources_told(self) -> list[str]:
+        """Lines that say where on the device models come from."""
+        return [
+            f"on the device {mount.outside}: where models come from; it need not be there yet"
+            for mount in self.mounts
+            if mount.role == "sources"
+        ]
 
     def of(self, kind: str) -> tuple[Container, ...]:
         """The containers of one kind."""
@@ -111,7 +125,8 @@ def deployment(
     said = site.targets.get(target)
     if said is not None:
         site = msgspec.structs.replace(site, link=said.link)
-    inside, mounts = contained(site)
+    # A pod sees no folder of its node.
+    inside, mounts = contained(site, sealed=target == "k3s")
     where = place(inside, secure=secure)
     if target == "k3s":
         # They are in one pod, since only there can they share memory, and a pod has one address.

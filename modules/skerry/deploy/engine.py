@@ -21,10 +21,12 @@ from skerry.deploy.containers import (
     BROKER_FILES,
     LOG_BYTES,
     LOG_FILES,
+    STORE_VOLUME,
     TMP_MB,
     Container,
     Volume,
     mib,
+    source_bind,
     tmpfs_options,
 )
 from skerry.deploy.deployment import Deployment
@@ -37,7 +39,7 @@ DRAFT, FILLER = ".new", ".fill"
 """What a container is called that is not in its place yet, and one that was made to fill a volume."""
 
 _MIB, _SECOND = 1024 * 1024, 1_000_000_000
-_FLOW = ("capture", "inference", "decision", "buffer", "uplink", "broker")
+_FLOW = ("capture", "inference", "decision", "buffer", "uplink", "updater", "broker")
 """Who stops before whom: nothing is on its way when the next one stops."""
 _SHORT = 12
 """Digits of an image's id that are shown."""
@@ -323,7 +325,7 @@ def lines(found: Changes) -> list[str]:
         said += [f"    {reason}" for reason in change.why]
     said += [f"- volume {thing.name}" for thing in found.old_volumes]
     said += [f"- network {thing.name}" for thing in found.old_networks]
-    said += [f"= volume {name} stays, with what was not delivered" for name in found.kept]
+    said += [f"= volume {name} stays, with {_kept(name)}" for name in found.kept]
     if found.same:
         said.append(f"= {found.same} containers stay as they are")
     return said
@@ -430,7 +432,12 @@ def _place(kind: str) -> int:
 
 def _precious(volume: Thing) -> bool:
     """Whether it has what cannot be made again."""
-    return volume.labels.get(KIND_LABEL) in ("state", "output")
+    return volume.labels.get(KIND_LABEL) in ("state", "output", "store")
+
+
+def _kept(name: str) -> str:
+    """What a volume has in it that cannot be made again."""
+    return "the models that came" if name.endswith(f"-{STORE_VOLUME}") else "what was not delivered"
 
 
 def _cut_off(site: str, there: There) -> tuple[tuple[Thing, ...], tuple[str, ...]]:
@@ -485,6 +492,8 @@ def _copied(container: Container, binds: Mapping[str, str]) -> Iterator[Copy]:
             that is read-only.
     """
     for role, folder in FOLDERS.items():
+        if role == "sources":
+            continue  # nothing that could be copied
         names = tuple(mount.name for mount in container.mounts if mount.role == role)
         bound = [name for name in names if f"{role}/{name}" in binds]
         if bound and len(bound) < len(names):
@@ -510,8 +519,18 @@ def _copy_name(copy: Copy, content: str, project: str) -> str:
 def _bound(container: Container, binds: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     for mount in container.mounts:
         there = binds.get(f"{mount.role}/{mount.name}")
-        if there is not None:
+        if there is not None and mount.role != "sources":
             yield {"Type": "bind", "Source": there, "Target": mount.inside, "ReadOnly": True}
+
+
+def _sources(container: Container, binds: Mapping[str, str]) -> dict[str, list[str]]:
+    """Folders of the engine's machine that need not be there yet: a mount in `Mounts` would insist."""
+    found = [
+        source_bind(mount, binds.get(f"{mount.role}/{mount.name}", mount.outside))
+        for mount in container.mounts
+        if mount.role == "sources"
+    ]
+    return {"Binds": found} if found else {}
 
 
 def _mount(name: str, inside: str, *, read_only: bool, bare: bool = False) -> dict[str, Any]:
@@ -550,6 +569,7 @@ def _container(
                 "Config": {"max-size": f"{LOG_BYTES // 1_000_000}m", "max-file": str(LOG_FILES)},
             },
             "Mounts": mounted,
+            **_sources(container, options.binds),
             "NetworkMode": network,
             **_devices(container, options),
         },

@@ -54,7 +54,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9_-]+")
 _DEVICE = re.compile(r"/[A-Za-z0-9._/-]+")
 _OF_KIND = {
     "broker": "$", "capture": "$.cameras", "inference": "$.models", "decision": "$.rules",
-    "buffer": "$.buffer",
+    "buffer": "$.buffer", "updater": "$.updater",
 }  # fmt: skip
 """Where a site says what a kind of container is told; the uplink's is its link."""
 
@@ -339,7 +339,7 @@ def _link(deployment: Deployment) -> Iterator[Finding]:
 
 def _names(deployment: Deployment) -> Iterator[Finding]:
     """What becomes part of a script or of a mount, and would be something else there."""
-    for mount in deployment.mounts:
+    for mount in deployment.brought:
         package = mount.role == "models"
         if not (_FOLDER if package else _FILE).fullmatch(mount.name):
             kind = "a folder of letters, digits and -_" if package else "a file of letters, digits and -_.@+"
@@ -425,9 +425,10 @@ def _told(deployment: Deployment) -> list[str]:
                     said.append(f"(cd models/{mount.name} && python3 -m zipfile -c {zipped} *)")
     said += [
         f"on the core device /etc/skerry/{site}/{m.role}/{m.name}: put {m.outside} there"
-        for m in deployment.mounts
+        for m in deployment.brought
         if not _copies(m)
     ]
+    said += deployment.sources_told
     if deployment.secure:
         said.append("skerry certs SITE --out certificates")
         said.append(

@@ -19,6 +19,7 @@ from skerry.deploy.containers import (
     Container,
     Volume,
     mib,
+    source_bind,
     tmpfs_options,
 )
 from skerry.deploy.deployment import Deployment
@@ -33,6 +34,8 @@ _IN_A_ROW = 3
 """Health checks, a second apart, that have to go well: who ends right after the start is found, too."""
 SOCKET = "/run/nucleus.socket"
 """Where the uplink sees the nucleus' socket."""
+_NOT_IN_FOLDER = ("models", "sources")
+"""Roles of what comes with the component, or is somewhere else on the device."""
 _SOCKET_VARIABLE = "AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT"
 
 
@@ -65,7 +68,7 @@ def speaks_to_nucleus(container: Container) -> bool:
 
 def needs_folder(container: Container) -> bool:
     """Whether it reads anything that an operator puts on the core device."""
-    return container.identity or any(mount.role != "models" for mount in container.mounts)
+    return container.identity or any(mount.role not in _NOT_IN_FOLDER for mount in container.mounts)
 
 
 def startup(deployment: Deployment, container: Container) -> str:
@@ -217,7 +220,10 @@ def _mounted(deployment: Deployment, container: Container) -> Iterator[str]:
     for n, mount in enumerate(_packages(container), 1):
         yield f'--mount "type=bind,source=$package{n},target={mount.inside},readonly"'
     for mount in container.mounts:
-        if mount.role != "models":
+        if mount.role == "sources":
+            # Not --mount, which insists on a folder that is there.
+            yield f"--volume {shlex.quote(source_bind(mount, mount.outside))}"
+        elif mount.role != "models":
             yield _from_folder(f"{mount.role}/{mount.name}", mount.inside)
     for file in container.files:
         source = f"{{artifacts:path}}/{file}"

@@ -110,7 +110,10 @@ def _copies(mount: Mount) -> str:
 
 
 def _told(deployment: Deployment) -> list[str]:
-    said = [f"{DEVICE}/{m.role}/{m.name}: put {m.outside} there" for m in deployment.mounts if not _copies(m)]
+    said = [
+        f"{DEVICE}/{m.role}/{m.name}: put {m.outside} there" for m in deployment.brought if not _copies(m)
+    ]
+    said += deployment.sources_told
     if deployment.secure:
         said.append(f"{DEVICE}/certificates: skerry certs SITE --out certificates, without its authority/")
     said.append(f"{DEVICE} becomes {DEVICE_FOLDER}/{deployment.plan.site} on the device, owned by user 10001")

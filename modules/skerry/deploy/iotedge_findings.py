@@ -25,7 +25,7 @@ _OWN = ("edgeAgent", "edgeHub")
 _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _SAID_AT = {
     "broker": "$.cameras", "capture": "$.cameras", "inference": "$.models", "decision": "$.rules",
-    "buffer": "$.buffer", "uplink": "$.link",
+    "buffer": "$.buffer", "uplink": "$.link", "updater": "$.updater",
 }  # fmt: skip
 """Where in a site file most of what a module is told is from."""
 

@@ -24,6 +24,7 @@ from skerry.deploy.containers import (
     Container,
     Volume,
     mib,
+    source_bind,
     tmpfs_options,
 )
 
@@ -89,6 +90,7 @@ def options(container: Container, site: str, architecture: Architecture) -> dict
         "PidsLimit": container.pids,
         "Tmpfs": {"/tmp": f"size={TMP_MB}m,mode=1777,noexec,nosuid,nodev"},  # noqa: S108 - the container's own
         "Mounts": list(_mounts(container, site)),
+        **_sources(container),
         **_devices(container),
         **(_nvidia(architecture) if nvidia else {}),
     }
@@ -135,7 +137,8 @@ def _mounts(container: Container, site: str) -> Iterator[dict[str, Any]]:
     for volume in container.volumes:
         yield _volume(volume, site)
     for mount in container.mounts:
-        yield _bind(folder_of(site, mount), mount.inside)
+        if mount.role != "sources":
+            yield _bind(folder_of(site, mount), mount.inside)
     if container.identity:
         yield _bind(f"{DEVICE_FOLDER}/{site}/certificates/{container.name}", BUS_CERTIFICATES)
 
@@ -146,6 +149,12 @@ def _bind(source: str, target: str) -> dict[str, Any]:
     Where it is missing, the engine says so; for one of `Binds` it would make an empty folder, root's.
     """
     return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
+
+
+def _sources(container: Container) -> dict[str, list[str]]:
+    """Folders of the device that models come from. The engine makes those of `Binds` that are missing."""
+    found = [source_bind(mount, mount.outside) for mount in container.mounts if mount.role == "sources"]
+    return {"Binds": found} if found else {}
 
 
 def _volume(volume: Volume, site: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from skerry.capture.settings import MjpegSource, RtspSource, V4l2Source
 from skerry.deploy.deployment import Deployment, Finding
 from skerry.deploy.k3s_network import link_ends
 from skerry.deploy.k3s_pods import camera_resource, namespace, package_image
+from skerry.deploy.model_findings import source_hosts
 from skerry.uplink.settings import AzureLink, EdgeIdentity, GreengrassLink, MqttLink
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -143,6 +144,7 @@ def _far(deployment: Deployment) -> Iterator[tuple[str, str]]:
             yield f"$.cameras[{n}].source.url", urlsplit(camera.source.url).hostname or ""
     for host, _ in link_ends(site.link):
         yield deployment.link_path, host
+    yield from source_hosts(site)
     yield "$.bus.host", site.bus.host
 
 

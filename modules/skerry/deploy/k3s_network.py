@@ -15,6 +15,7 @@ from skerry.capture.settings import CaptureSettings, MjpegSource, RtspSource
 from skerry.deploy.containers import Container
 from skerry.deploy.deployment import Deployment
 from skerry.deploy.k3s_pods import BROKER_CONTAINER, Object, Workload, metadata, selector, workloads
+from skerry.updater.settings import FolderSourceSettings, UpdaterSettings
 from skerry.uplink.settings import (
     AwsLink,
     AzureLink,
@@ -72,6 +73,8 @@ def outside(container: Container) -> Iterator[Far]:
                     yield _of_url(camera.source.url)
         case UplinkSettings(link=link):
             yield from link_ends(link)
+        case UpdaterSettings(sources=sources):
+            yield from (_of_url(s.url) for s in sources if not isinstance(s, FolderSourceSettings))
         case _:
             pass
     bus = container.settings.bus

@@ -26,6 +26,7 @@ from skerry.deploy.deployment import Deployment
 from skerry.deploy.devices import DEVICES
 from skerry.deploy.plan import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from skerry.messages import LANES
+from skerry.updater.settings import UpdaterSettings
 
 Object = dict[str, Any]
 
@@ -50,6 +51,8 @@ _CPU_REQUESTED_M = {"capture": 250, "inference": 500}
 """Thousandths of a core that are kept for a container, where 50 are too few."""
 _STATE_MIB = {"capture": 64, "inference": 2048, "uplink": 256}
 """Room for tallies and settings; with what was measured and compiled of models; with certificates."""
+_ROOM_BESIDE_MIB = 64
+"""Of the updater's state beside its audit log, and of the store beside its packages: metadata and links."""
 _OUTPUT_MIB = 4096
 _START_S = {"inference": 900}
 """How long a module may take until its main loop moves, where 300 s are too few: TensorRT compiles."""
@@ -132,12 +135,15 @@ def broker_files_name(deployment: Deployment) -> str:
 
 
 def claims(deployment: Deployment, workload: Workload) -> list[Object]:
-    """What outlives a pod: each module's state, and what a file link wrote."""
+    """What outlives a pod: each module's state, what a file link wrote, and the models that came.
+
+    A claim comes with who writes it.
+    """
     return [
         _claim(deployment, workload, volume.name, _room_mib(container, volume))
         for container in workload.containers
         for volume in container.volumes
-        if volume.kind != "frames"
+        if volume.kind != "frames" and not volume.read_only
     ]
 
 
@@ -221,6 +227,7 @@ def _pod(deployment: Deployment, workload: Workload) -> Object:
         # Variables that name the namespace's services would be read as references in settings.
         "enableServiceLinks": False,
         "nodeSelector": {"kubernetes.io/arch": architecture} if architecture else {},
+        "affinity": _affinity(deployment, workload),
         "runtimeClassName": "nvidia" if nvidia else "",
         "securityContext": {**confined_pod(), **({"supplementalGroups": groups} if groups else {})},
         "terminationGracePeriodSeconds": max(c.stop_s for c in its),
@@ -229,6 +236,21 @@ def _pod(deployment: Deployment, workload: Workload) -> Object:
         "volumes": _pod_volumes(deployment, its),
     }
     return {key: value for key, value in pod.items() if value not in ({}, [], "")}
+
+
+def _affinity(deployment: Deployment, workload: Workload) -> Object:
+    """The updater runs where inference does: their claim can be mounted by pods of one node alone.
+
+    Source: https://kubernetes.io/docs/concepts/storage/persistent-volumes/#access-modes,
+    https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#inter-pod-affinity-and-anti-affinity
+    """
+    if not any(v.kind == "store" and not v.read_only for c in workload.containers for v in c.volumes):
+        return {}
+    beside = {
+        "labelSelector": {"matchLabels": selector(deployment, VISION)},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
 
 
 def _package(deployment: Deployment, n: int, mount: Mount) -> Object:
@@ -406,6 +428,11 @@ def _room_mib(container: Container, volume: Volume) -> int:
     if volume.kind == "output":
         return _OUTPUT_MIB
     match container.settings:
+        case UpdaterSettings(room=room) if volume.kind == "store":
+            # The floor is left free whatever the quota, and the claim is all the disk that it sees.
+            return mib(room.quota_bytes + room.floor_bytes) + _ROOM_BESIDE_MIB
+        case UpdaterSettings(audit_bytes=audit):
+            return mib(audit) + _ROOM_BESIDE_MIB
         case BufferSettings(limit_bytes=log, quarantine_bytes=quarantine):
             return mib(log + 2 * quarantine) + 128
         case DecisionSettings(outbox_bytes=outbox):

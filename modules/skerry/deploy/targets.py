@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from skerry.deploy import compose, greengrass, iotedge, k3s
 from skerry.deploy.deployment import Deployment, Finding, Renderer
 from skerry.deploy.devices import DEVICES
+from skerry.deploy.model_findings import source_findings, source_hosts
 from skerry.deploy.site import Site, Target
 
 TARGETS: dict[Target, Renderer] = {
@@ -28,7 +29,7 @@ def findings(deployment: Deployment) -> list[Finding]:
     """What is wrong with a site on a platform, errors first."""
     found = [
         *_devices(deployment), *_twice(deployment.site), *_hosts(deployment), *_logins(deployment.site),
-        *_images(deployment),
+        *_images(deployment), *source_findings(deployment),
         *TARGETS[deployment.target].findings(deployment),
     ]  # fmt: skip
     return sorted(found, key=lambda finding: finding.level != "error")
@@ -92,6 +93,7 @@ def _hosts(deployment: Deployment) -> Iterator[Finding]:
         f"$.cameras[{n}].source.url": getattr(c.source, "url", "") for n, c in enumerate(site.cameras)
     }
     said |= {where: urlsplit(url).hostname or "" for where, url in addresses.items()}
+    said |= dict(source_hosts(site))
     for where, host in said.items():
         if host == "localhost" or host.startswith("127.") or host == "::1":
             yield Finding(

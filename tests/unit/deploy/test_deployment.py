@@ -14,6 +14,7 @@ from skerry.deploy.site import Site, load_site
 from skerry.deploy.targets import TARGETS, findings
 from skerry.kinds import NAMES, kind_of
 from skerry.settings import compact, parse, parse_json
+from skerry.updater.settings import SlotSettings
 from skerry.uplink.settings import FileLink
 
 SITE = f"""
@@ -63,7 +64,8 @@ def test_compact_settings_say_no_default(kind):
     settings_type = kind_of(kind).settings
     given = {
         "site": "s", "module": "m", "state": "/s", "frames": "/f", "cameras": (), "models": (),
-        "link": FileLink(path="x"),
+        "link": FileLink(path="x"), "store": "/m", "root": "/r",
+        "slots": {"belt": SlotSettings(model="parts")},
     }  # fmt: skip
     names = {field.name for field in msgspec.structs.fields(settings_type) if field.required}
     assert set(compact(settings_type(**{name: given[name] for name in names}))) == names

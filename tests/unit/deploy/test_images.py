@@ -49,6 +49,7 @@ def test_an_image_runs_the_versions_that_are_tested(name):
         ("decision", {"numpy", "opencv-python-headless", "zstandard", "cryptography"}),
         ("buffer", {"numpy", "opencv-python-headless", "pyyaml"}),
         ("uplink", {"numpy", "opencv-python-headless", "pyyaml"}),
+        ("updater", {"numpy", "opencv-python-headless", "onnxruntime", "cryptography", "pyyaml"}),
         ("capture", {"onnxruntime", "openvino", "pyyaml"}),
         ("inference-openvino", {"onnxruntime", "av"}),
         ("inference-gpu", {"onnxruntime", "openvino", "av"}),
@@ -65,6 +66,7 @@ def test_every_image_that_a_rendering_can_name_is_one_that_is_built():
         "capture",
         "decision",
         "buffer",
+        "updater",
     }
     assert named | {"uplink"} == set(build_images.IMAGES)
 
