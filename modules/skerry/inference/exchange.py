@@ -270,8 +270,10 @@ class Exchange:
         leg.new = new
         if new.digest != leg.activation.digest:
             raise _Unfit(leg, "the package was changed while it was loaded", lasting=False)
-        golden = package.manifest.golden
-        found = differences(package, lambda pixels: self._shown(leg, new, pixels)[0]) or self._odd(leg, new)
+        golden = new.package.manifest.golden  # a form of its own may have pictures of its own
+        found = differences(new.package, lambda pixels: self._shown(leg, new, pixels)[0]) or self._odd(
+            leg, new
+        )
         if found:
             raise _Unfit(leg, "; ".join(found[:3]))
         self._passed(leg, f"{len(golden.pictures)} pictures" if golden is not None else "it has no pictures")
@@ -288,7 +290,8 @@ class Exchange:
         except PackageError as error:
             raise _Unfit(leg, first_line(error), lasting=False) from error
         digest = packages.digest(package.folder / packages.MANIFEST)
-        leg.key = key(digest, use.runtime, use.device, use.threads)
+        runtime = use.runtime if use.precision == "auto" else f"{use.runtime}:{use.precision}"
+        leg.key = key(digest, runtime, use.device, use.threads)
         leg.activation = msgspec.structs.replace(leg.activation, title=package.title, digest=digest)
         objection = self._attempts.objection(leg.key, digest, use.exchange.force)
         missing = _missing(use, package, leg.old.package)
