@@ -6,7 +6,7 @@ Source: docs.openvino.ai, "Performance hints" and "Model caching".
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -40,12 +40,17 @@ ov = _import_openvino()
 
 
 class OpenVinoSession:
-    """A `Session` of OpenVINO."""
+    """A `Session` of OpenVINO.
 
-    def __init__(self, compiled: Any) -> None:
+    Args:
+        compiled: the model.
+        known: names that are preferred. A tensor has several where a conversion next to it was folded away.
+    """
+
+    def __init__(self, compiled: Any, known: Collection[str] = ()) -> None:
         self._request = compiled.create_infer_request()
-        self.inputs = {p.get_any_name(): _tensor(p) for p in compiled.inputs}
-        self.outputs = {p.get_any_name(): _tensor(p) for p in compiled.outputs}
+        self.inputs = {_name(p, known): _tensor(p) for p in compiled.inputs}
+        self.outputs = {_name(p, known): _tensor(p) for p in compiled.outputs}
         self._names = list(self.outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -68,8 +73,9 @@ class Runtime:
         if place.cache is not None:
             place.cache.mkdir(parents=True, exist_ok=True)
             core.set_property({"CACHE_DIR": str(place.cache)})
+        known = {package.manifest.input.name, *(each.name for each in package.manifest.outputs)}
         try:
-            return OpenVinoSession(core.compile_model(str(package.model), device, _options(place)))
+            return OpenVinoSession(core.compile_model(str(package.model), device, _options(place)), known)
         except Exception as error:
             raise PackageError(f"{package.model}: openvino cannot load it: {first_line(error)}") from error
 
@@ -92,6 +98,10 @@ def _options(place: Place) -> dict[str, Any]:
             "INFERENCE_PRECISION_HINT": "f32",  # not bf16 where the CPU has it: the same numbers everywhere
         }
     return options
+
+
+def _name(port: Any, known: Collection[str]) -> str:
+    return str(next((name for name in sorted(port.get_names()) if name in known), port.get_any_name()))
 
 
 def _tensor(port: Any) -> Tensor:

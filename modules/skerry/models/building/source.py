@@ -12,7 +12,7 @@ import onnx
 
 from skerry.errors import ConfigError, PackageError
 from skerry.models.building.record import Content, Source, Step
-from skerry.models.building.spec import FromOnnx, FromPython
+from skerry.models.building.spec import From
 from skerry.models.fold import read_model
 from skerry.models.package import digest
 
@@ -30,7 +30,7 @@ print("\\n" + json.dumps({"python": sys.version.split()[0], **versions}))
 """Runs in the hook's own environment, which need not know Skerry."""
 
 
-def fetch(source: FromOnnx | FromPython, base: Path, out: Path) -> tuple[Source, Step]:
+def fetch(source: From, base: Path, out: Path) -> tuple[Source, Step]:
     """Write the ONNX file to `out`, as it came except for remarks.
 
     Args:
@@ -42,7 +42,7 @@ def fetch(source: FromOnnx | FromPython, base: Path, out: Path) -> tuple[Source,
         ConfigError: the hook's interpreter cannot be started.
         PackageError: the hook failed, or it is no ONNX file.
     """
-    if isinstance(source, FromOnnx):
+    if source.onnx:
         path = base / source.onnx
         model, raw = read_model(path), digest(path)
         said = Source(form="onnx", file=path.name, sha256=raw, onnx_sha256=raw)
@@ -104,7 +104,7 @@ def _with_output(step: Step, output: Content, raw: str) -> Step:
     )  # fmt: skip
 
 
-def _call(source: FromPython, path: Path, base: Path, out: Path) -> dict[str, str]:
+def _call(source: From, path: Path, base: Path, out: Path) -> dict[str, str]:
     """Run the hook; versions of what it used."""
     # Not resolved: an environment's interpreter is a link, and knows by its place where it is.
     interpreter = str((base / source.interpreter).absolute()) if source.interpreter else sys.executable

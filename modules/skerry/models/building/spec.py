@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from skerry.errors import ConfigError
 from skerry.messages import Fraction, Name
-from skerry.models.manifest import Budget, Decoder, Format, Precision, Text, Version
+from skerry.models.manifest import Budget, Decoder, Format, Precision, Text
+from skerry.models.oci import Semver
 from skerry.models.short import Short, ShortInput, read_labels
 from skerry.settings import Positive, Settings, parse
 
@@ -32,22 +33,27 @@ REFERENCE_KIND: Kind = "onnx-fp32"
 """What is always made, and what everything else is compared with."""
 
 
-class FromOnnx(Settings, frozen=True, kw_only=True):
-    """An ONNX file."""
+class From(Settings, frozen=True, kw_only=True):
+    """An ONNX file, or a hook that writes one: `def FUNCTION(path, **arguments)`, in a process of its own."""
 
-    onnx: Text
-
-
-class FromPython(Settings, frozen=True, kw_only=True):
-    """A hook that writes an ONNX file: `def FUNCTION(path, **arguments)`. It runs in a process of its own."""
-
-    python: Text
+    onnx: str = ""
+    """The file; or else:"""
+    python: str = ""
     """The hook's file."""
     function: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)")] = "export"
     arguments: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
     interpreter: str = ""
     """The Python that has what the hook needs, PyTorch for one; empty: this one."""
     timeout_s: Positive = 1800.0
+
+    def __post_init__(self) -> None:
+        if bool(self.onnx) == bool(self.python):
+            raise ValueError(f"from: expected onnx or python, got {'both' if self.onnx else 'neither'}")
+
+    @property
+    def file(self) -> str:
+        """The one that is named."""
+        return self.onnx or self.python
 
 
 class Pictures(Settings, frozen=True, kw_only=True):
@@ -102,15 +108,15 @@ class Pruning(Settings, frozen=True, kw_only=True):
     """Of the reference, against the model as it came."""
 
 
-class BuildSpec(Settings, frozen=True, kw_only=True):
+class BuildSpec(Settings, frozen=True, kw_only=True, rename={"source": "from"}):
     """`SPEC.yaml`. Paths are relative to the file."""
 
     name: Name
-    version: Version
+    version: Semver
     security_epoch: Count = 0
     description: str = ""
     licence: str = ""
-    source: FromOnnx | FromPython
+    source: From
     input: ShortInput = ShortInput()
     decoder: Decoder
     labels: tuple[str, ...] | str
@@ -154,7 +160,7 @@ def read_spec(path: Path) -> tuple[BuildSpec, tuple[str, ...]]:
         raise ConfigError(f"{path}: cannot read the spec: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected YAML ({str(error).splitlines()[0]})") from error
-    spec = parse(BuildSpec, _named(raw), str(path))
+    spec = parse(BuildSpec, raw, str(path))
     found = _missing(spec, path.parent) + _contradictions(spec)
     labels: tuple[str, ...] = ()
     try:
@@ -168,17 +174,10 @@ def read_spec(path: Path) -> tuple[BuildSpec, tuple[str, ...]]:
     return spec, labels
 
 
-def _named(raw: Any) -> Any:
-    """`from` reads better than `source`, and is a word of Python."""
-    if isinstance(raw, dict) and "from" in raw and "source" not in raw:
-        return {"source" if key == "from" else key: value for key, value in raw.items()}
-    return raw
-
-
 def _missing(spec: BuildSpec, base: Path) -> list[str]:
     """Files and folders that are not there."""
-    files = {"from.onnx" if isinstance(spec.source, FromOnnx) else "from.python": _source_file(spec)}
-    if isinstance(spec.source, FromPython) and spec.source.interpreter:
+    files = {"from.onnx" if spec.source.onnx else "from.python": spec.source.file}
+    if spec.source.interpreter:
         files["from.interpreter"] = spec.source.interpreter
     if spec.baseline:
         files["baseline"] = spec.baseline
@@ -197,10 +196,6 @@ def _missing(spec: BuildSpec, base: Path) -> list[str]:
         for where, name in folders.items()
         if not (base / name).is_dir()
     ]
-
-
-def _source_file(spec: BuildSpec) -> str:
-    return spec.source.onnx if isinstance(spec.source, FromOnnx) else spec.source.python
 
 
 def _contradictions(spec: BuildSpec) -> list[str]:
