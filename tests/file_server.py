@@ -83,7 +83,7 @@ class FileServer:
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.url = f"http{'s' * (context is not None)}://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     def _answer(self, request: BaseHTTPRequestHandler, folder: Path) -> None:
         manner = self.manner

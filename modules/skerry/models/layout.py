@@ -188,6 +188,36 @@ def pack(folder: Path, out: Path, *, security_epoch: int = 0) -> Packed:
     return verify(out, digest)
 
 
+def begin(out: Path) -> tuple[Entry, ...]:
+    """The packages of a layout, which is made if it is not there.
+
+    Raises:
+        PackageError: it is damaged.
+        ConfigError: `out` is something else.
+        OSError: it cannot be written.
+    """
+    entries = _existing(out)
+    out.joinpath(*BLOBS).mkdir(parents=True, exist_ok=True)
+    if not is_layout(out):
+        durable.replace(out / oci.LAYOUT_FILE, oci.LAYOUT, 0o644)
+    return entries
+
+
+def enlist(out: Path, packed: Packed) -> None:
+    """Name a package in a layout in which all of its blobs are.
+
+    Raises:
+        ConfigError: it has another package of this name and version.
+        OSError: it cannot be written.
+    """
+    entries, digest = _existing(out), packed.listing.digest
+    name = f"{packed.config.name}-{packed.config.version}"
+    _check_new(entries, digest, name, out)
+    kept = [oci.make_entry(Blob(e.hexadecimal, e.size), e.name) for e in entries if e.hexadecimal != digest]
+    named = oci.make_entry(packed.listing.manifest, name)
+    durable.replace(out / oci.INDEX_FILE, oci.make_index([*kept, named]), 0o644)
+
+
 def select(folder: Path, digest: str | None = None) -> Entry:
     """The package in a layout with this digest, or the only one.
 

@@ -352,8 +352,9 @@ class RegistryMetadata:
             As `Registry.ask`; PackageError: what the tag leads to is something else.
         """
         raw = self._registry.manifest(self._tag, oci.INDEX_BYTES, until)
-        media_type, _ = artifacts.kind(raw, self._where)
-        if media_type != oci.INDEX_TYPE:
+        if self._tag.startswith("sha256:"):
+            oci.check_digest(raw, self._tag.removeprefix("sha256:"), self._where)
+        if artifacts.kind(raw, self._where)[0] != oci.INDEX_TYPE:
             return artifacts.read_metadata(raw, self._where)
         entries = oci.read_index(raw, self._where, artifacts.METADATA_TYPE)
         if len(entries) != 1:
@@ -385,12 +386,12 @@ def as_index(raw: bytes, where: str) -> bytes:
 
 
 def check_tag(tag: str) -> None:
-    """That it is one.
+    """That it is one, or a digest.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is neither.
     """
-    if not TAG.fullmatch(tag):
+    if not TAG.fullmatch(tag) and not oci.HEX.fullmatch(tag.removeprefix("sha256:")):
         raise ConfigError(f"tag: expected at most 128 letters, digits and _ . -, got {tag[:80]!r}")
 
 

@@ -40,8 +40,8 @@ def opened(settings: SourceSettings, fetch: FetchSettings) -> tuple[trust.Source
             web = _http(settings, fetch)
             return HttpMetadata(web), web
         case RegistrySourceSettings(tag=tag):
-            registry = _registry(settings, fetch)
-            return RegistryMetadata(registry, tag), RegistrySource(registry, tag)
+            there = registry(settings, fetch)
+            return RegistryMetadata(there, tag), RegistrySource(there, tag)
         case _:
             assert_never(settings)
 
@@ -55,7 +55,12 @@ def _http(settings: HttpSourceSettings, fetch: FetchSettings) -> HttpSource:
     return HttpSource(settings.url, patience(fetch), tls=tls, headers=headers)
 
 
-def _registry(settings: RegistrySourceSettings, fetch: FetchSettings) -> Registry:
+def registry(settings: RegistrySourceSettings, fetch: FetchSettings) -> Registry:
+    """The repository that the settings name.
+
+    Raises:
+        ConfigError: as `opened`.
+    """
     secure = address(settings.url).secure
     tls = login.context(settings.ca, settings.certificate, settings.key) if secure else None
     return Registry(
