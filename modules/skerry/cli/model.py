@@ -22,6 +22,7 @@ from skerry.cli import (
     model_layout,
     model_quantise,
     model_registry,
+    model_samples,
     model_trust,
 )
 from skerry.errors import ConfigError, PackageError
@@ -108,6 +109,7 @@ def add_commands(
     model_evaluate.add_command(commands)
     model_quantise.add_command(commands)
     model_registry.add_command(commands)
+    model_samples.add_command(commands)
     model_trust.add_commands(commands)
     return model_baseline.add_command(commands), model_install.add_command(commands)
 

@@ -133,6 +133,7 @@ def plan(site: Site, place: Place) -> Plan:
                 models=_models(site, cameras),
                 store=store if site.updater is not None else "",
                 cache=place.cache,
+                snapshots=_snapshots(site),
             ),
         ),
         Part(
@@ -185,3 +186,10 @@ def _models(site: Site, cameras: tuple[str, ...]) -> Any:
     named = {name for model in site.models for name in model.cameras}
     rest = tuple(c for c in cameras if c not in named)
     return tuple(m if m.cameras else msgspec.structs.replace(m, cameras=rest) for m in site.models)
+
+
+def _snapshots(site: Site) -> dict[str, Any]:
+    """What inference may keep of the cameras, where it is to keep anything: what they allow of themselves."""
+    if not any(model.samples is not None for model in site.models):
+        return {}
+    return {camera.name: camera.snapshots for camera in site.cameras if camera.snapshots != "never"}

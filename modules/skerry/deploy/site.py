@@ -317,6 +317,7 @@ def cross_problems(site: Site, *, here: bool = True) -> list[Problem]:
     labels = {name: package.labels for name, package in packages.items()}
     attributes = {name: getattr(p.manifest.decoder, "attributes", ()) for name, p in packages.items()}
     found += package_problems
+    found += _sample_problems(site)
     found += _limit_problems(site.buffer)
     found += _seal_problems(site.buffer) if here else ()
     found += rule_problems(site.rules, [c.name for c in site.cameras], labels, "$.rules", attributes)
@@ -408,6 +409,17 @@ def _seal_problems(buffer: SiteBuffer) -> Iterator[Problem]:
     except ConfigError as error:
         where, _, text = str(error).partition(": ")
         yield f"$.buffer.{where}", text
+
+
+def _sample_problems(site: Site) -> Iterator[Problem]:
+    """Samples of cameras that allow none, each of them."""
+    allowed = {camera.name: camera.snapshots for camera in site.cameras}
+    named = {name for model in site.models for name in model.cameras}
+    for n, model in enumerate(site.models):
+        cameras = model.cameras or tuple(name for name in allowed if name not in named)
+        if model.samples is not None and all(allowed.get(c, "never") == "never" for c in cameras):
+            wanted = "expected a camera whose snapshots are blurred or allowed"
+            yield f"$.models[{n}].samples", f"{wanted}, got never for {', '.join(cameras)} (set it there)"
 
 
 def _limit_problems(buffer: SiteBuffer) -> Iterator[Problem]:

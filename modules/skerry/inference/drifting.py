@@ -64,12 +64,20 @@ class Drifting:
             for name in watch.drifted
         )
 
+    def at(self, camera: str, model: Model) -> tuple[str, ...]:
+        """Signals of a camera that drift in the eyes of its model."""
+        digest, watch = self._watches.get(camera, ("", None))
+        return watch.drifted if watch is not None and digest == model.digest else ()
+
     def _watch(self, camera: str, model: Model) -> drift.Watch | None:
         """The camera's watch; another one when the camera has another model."""
         held = self._watches.get(camera)
         if held is not None and held[0] == model.digest:
             return held[1]
         baseline = model.package.manifest.baseline
+        for name in held[1].drifted if held is not None else ():
+            # What another model's baseline said is over with that model.
+            self._telemetry.gauge("skerry_drift", 0.0, camera=camera, signal=name)
         if baseline is None:
             self._watches.pop(camera, None)
             return None

@@ -26,9 +26,11 @@ from skerry.inference.exchange import Exchange, Leg, Rim
 from skerry.inference.model import Flight, Model, Result, Timing
 from skerry.inference.placement import Placement
 from skerry.inference.runtimes import first_line, installed, runtime_version
+from skerry.inference.sampling import Sampling
 from skerry.inference.settings import InferenceSettings, ModelUse
 from skerry.inference.slots import SlotTable, Wanted
 from skerry.messages import CameraStatus, Detections, FrameRef, ModelInUse, Offer
+from skerry.models.manifest import REFERENCE
 from skerry.service import Host
 
 log = structlog.get_logger()
@@ -115,6 +117,7 @@ class Inference:
         self._gaps: set[int] = set()
         """Models that are unloaded to make room for another."""
         self._drifting = Drifting(host.telemetry, self._describe)
+        self._sampling = Sampling(settings, host.state / "samples", host.telemetry)
         self._airborne: _Airborne | None = None
 
     def run(self) -> None:
@@ -130,6 +133,7 @@ class Inference:
         if self._slots:
             self._bus.subscribe(OFFERS, self._on_offer, self._settings.module)
             self._bus.on_connect(self._tell_again)
+        self._sampling.start()
         host.ready()
         while not host.stopping.is_set():
             host.beat()
@@ -301,7 +305,7 @@ class Inference:
             self._bus.publish(ACTIVATIONS, message, self._settings.module)
         models = tuple(
             ModelInUse(
-                model=model.package.title, digest=model.digest, runtime=f"{model.runtime}/{use.device}",
+                model=model.package.title, digest=model.digest, runtime=_ran_by(model, use),
                 cameras=use.cameras, exchange=self._exchanging.get(n, ""), drift=self._drifting.of(model),
             )
             for n, (model, use) in enumerate(zip(self._models, self._settings.models, strict=True))
@@ -313,10 +317,12 @@ class Inference:
         telemetry.gauge("skerry_runtime_used", 1, model=title, runtime=model.runtime)
         for m in model.choice.measurements if model.choice is not None else ():
             if not m.error and m.ms:
-                telemetry.gauge("skerry_runtime_ms", m.ms, model=title, runtime=m.runtime)
+                telemetry.gauge("skerry_runtime_ms", m.ms, model=title, runtime=m.title)
         if model.choice is not None:
-            ms = {m.runtime: m.error or m.ms for m in model.choice.measurements}
-            log.info("runtime.chosen", model=title, runtime=model.runtime, ms=ms)
+            ms = {m.title: m.error or m.ms for m in model.choice.measurements}
+            log.info(
+                "runtime.chosen", model=title, runtime=model.runtime, form=model.package.form, ms=ms
+            )  # fmt: skip
 
     def _model_of(self, camera: str) -> int | None:
         return self._by_camera.get(camera, self._rest)
@@ -475,6 +481,9 @@ class Inference:
         if not self._bus.publish(DETECTIONS, message, camera):
             self._host.telemetry.count("skerry_results_unsent_total", camera=camera)
         self._drifting.judge(ref, result, model)
+        index = self._model_of(camera)
+        if index is not None:
+            self._sampling.note(index, ref, result, model, self._drifting.at(camera, model))
         self._finished.append(time.monotonic())
         latency = (time.monotonic_ns() - ref.captured_ns) / 1e6
         self._host.telemetry.latency("capture_to_detection").add(latency)
@@ -491,6 +500,7 @@ class Inference:
 
     def _drain(self) -> None:
         """Finish what waits; hear how far the cameras came, where they stop with us; account for the rest."""
+        self._sampling.stop(0.1 * self._settings.grace_s)
         if self._exchange is not None:
             self._exchange.stop()
         begin = time.monotonic()
@@ -532,7 +542,18 @@ class Inference:
 
 def _another(use: ModelUse, now: ModelUse) -> bool:
     """Whether it takes another session."""
-    return (use.package, use.runtime, use.threads) != (now.package, now.runtime, now.threads)
+    return _session(use) != _session(now)
+
+
+def _session(use: ModelUse) -> tuple[object, ...]:
+    """What a session is made of."""
+    return use.package, use.runtime, use.precision, use.threads
+
+
+def _ran_by(model: Model, use: ModelUse) -> str:
+    """What runs a model, on what, and which form of it."""
+    form = model.package.form
+    return f"{model.runtime}/{use.device}" + (f" {form}" if form != REFERENCE else "")
 
 
 def _compared(uses: Mapping[int, ModelUse]) -> dict[int, ModelUse]:

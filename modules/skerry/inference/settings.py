@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from skerry.messages import NAME, Fraction, Name
@@ -12,6 +13,7 @@ from skerry.settings import LIVE, RESTART, ModuleSettings, Positive, Settings
 NAME_OR_NONE = rf"^$(?!\n)|{NAME}"
 RuntimeName = Literal["auto", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
+Why = Literal["drift", "low_score"]
 Device = Literal["cpu", "cuda", "tensorrt", "openvino", "gpu", "npu"]
 
 DEVICES: dict[str, tuple[str, ...]] = {
@@ -56,6 +58,32 @@ class ExchangeSettings(Settings, frozen=True, kw_only=True):
     """Digest, or its first digits, of a package that failed here and is to be tried all the same."""
 
 
+class SamplesSettings(Settings, frozen=True, kw_only=True):
+    """Pictures that are kept on the device for somebody to label. They leave it when somebody fetches them.
+
+    Only of cameras whose `snapshots` is `blurred` or `allowed`, and with their masks. Nothing from outside
+    changes these settings: they count as deployed.
+    """
+
+    when: Annotated[tuple[Why, ...], Meta(min_length=1)]
+    """`drift`: while something of that camera drifts. `low_score`: the model saw an object with a score below
+    `low_score`."""
+    privacy: Literal["crop", "blur", "full"] = "crop"
+    """`crop`: the objects, and grey in the place of everything else. `blur`: all of it, and only the objects
+    so that details can be told. `full`: the picture. A camera that allows blurred snapshots has no details
+    in any of them."""
+    conceal: tuple[str, ...] = ()
+    """Labels of objects whose details are not kept, whatever `privacy` says."""
+    low_score: Fraction | None = None
+    """null: halfway from the package's own threshold to 1."""
+    per_hour: Annotated[float, Meta(gt=0, le=3600)] = 6.0
+    """Of one camera and for one reason; evenly."""
+    keep_bytes: Annotated[int, Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    """The oldest go when there are more."""
+    keep_s: Positive = 1_209_600.0
+    """None is kept for longer, two weeks by default."""
+
+
 class ModelUse(Settings, frozen=True, kw_only=True):
     """A model and the cameras it looks at."""
 
@@ -80,6 +108,8 @@ class ModelUse(Settings, frozen=True, kw_only=True):
     """Frames of several cameras in one run."""
     exchange: Annotated[ExchangeSettings, LIVE] = ExchangeSettings()
     """How it is exchanged for another, by a change of `package`, `runtime`, `precision` or `threads`."""
+    samples: SamplesSettings | None = None
+    """Which pictures are kept for somebody to label; null: none."""
     failures_before_recreate: Annotated[int, Meta(ge=1)] = 3
     """After this many failures in a row the module is degraded and makes the session anew."""
 
@@ -102,6 +132,8 @@ class InferenceSettings(ModuleSettings, frozen=True, kw_only=True):
     """Folder of the model store, which is only read; only where a model has a slot."""
     cache: str = ""
     """Folder that remembers measurements and compiled models; empty: `cache` in the state folder."""
+    snapshots: dict[Name, Literal["blurred", "allowed"]] = msgspec.field(default_factory=dict)
+    """What may be kept of a camera, see `samples`: its own setting. Nothing of one that is not named."""
     retry_s: Positive = 0.5
     """Before a failing session is made anew; doubles up to 30 s while it goes on failing."""
 

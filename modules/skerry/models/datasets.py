@@ -19,6 +19,8 @@ from xml.etree import ElementTree as ET  # expat 2.4.1 and later bound what enti
 from skerry.errors import ConfigError
 from skerry.models.evaluation import Truth
 
+SUGGESTED = "suggested"
+"""In the `info` of COCO annotations: a model made them, and nobody has corrected them yet."""
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
@@ -87,6 +89,9 @@ def _coco(path: Path) -> Iterator[Labelled]:
         raise ConfigError(f"{path}: expected COCO annotations ({error})") from error
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"{path}: expected COCO annotations, missing or wrong: {error}") from error
+    if isinstance(info := raw.get("info"), dict) and info.get(SUGGESTED):
+        wanted = "expected annotations that somebody has corrected, got a model's suggestions"
+        raise ConfigError(f"{path}: {wanted} (correct them, and take `{SUGGESTED}` out of `info`)")
     below = {p.name: p for p in sorted(path.parent.rglob("*")) if p.suffix.lower() in PICTURES}
     for number, name in images:
         file = below.get(Path(name).name)
