@@ -11,8 +11,18 @@ from collections import deque
 import msgspec
 
 from skerry.bus import Bus
-from skerry.channels import CAMERAS, DELIVERED, DETECTIONS, METRICS, STATUS
-from skerry.messages import CameraStatus, Delivered, Detections, Event, Metrics, Quantiles, Status
+from skerry.channels import CAMERAS, DELIVERED, DETECTIONS, INVENTORY, METRICS, STATUS
+from skerry.messages import (
+    CameraStatus,
+    Delivered,
+    Detections,
+    Event,
+    Inventory,
+    Metrics,
+    Quantiles,
+    Status,
+    Update,
+)
 
 LATENCIES = ("capture_to_detection", "capture_to_event", "event_to_accepted", "event_to_delivered")
 EXTRA_LATENCIES = ("session", "beyond_session")
@@ -38,6 +48,8 @@ class Observer:
         self.status: dict[str, Status] = {}
         self.metrics: dict[str, Metrics] = {}
         self.cameras: dict[str, CameraStatus] = {}
+        self.updates: dict[str, Update] = {}
+        """What the updater has made of each slot."""
         self.recent: deque[bytes] = deque(maxlen=recent)
         self._confirmed: dict[str, tuple[int, int]] = {}
         self.first_detection_s: float | None = None
@@ -48,6 +60,7 @@ class Observer:
         bus.subscribe(METRICS, self._on_metrics)
         bus.subscribe(CAMERAS, self._on_camera)
         bus.subscribe(DELIVERED, self._on_delivered)
+        bus.subscribe(INVENTORY, self._on_inventory)
         bus.subscribe(DETECTIONS, self._on_detections)
 
     def ever_ready(self, module: str) -> bool:
@@ -89,7 +102,7 @@ class Observer:
         measured: dict[str, dict[str, float]] = {}
         for metrics in self.metrics.values():
             for name, value in metrics.counters.items():
-                if found := re.fullmatch(r"skerry_runtime_(used|ms)\{model=(.+),runtime=(\w+)\}", name):
+                if found := re.fullmatch(r"skerry_runtime_(used|ms)\{model=(.+),runtime=([^,}]+)\}", name):
                     what, model, runtime = found.groups()
                     if what == "used":
                         used[model] = runtime
@@ -111,6 +124,9 @@ class Observer:
 
     def _on_camera(self, status: CameraStatus) -> None:
         self.cameras[status.camera] = status
+
+    def _on_inventory(self, inventory: Inventory) -> None:
+        self.updates.update({update.slot: update for update in inventory.updates})
 
     def _on_delivered(self, message: Delivered) -> None:
         with self._lock:

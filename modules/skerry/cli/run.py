@@ -33,7 +33,7 @@ from skerry.deploy.plan import Place, Plan, plan
 from skerry.deploy.site import Site
 from skerry.errors import ConfigError, SkerryError, Unavailable
 from skerry.ledger import CameraLedger, EventLedger, balanced
-from skerry.messages import Quantiles
+from skerry.messages import Quantiles, Update
 from skerry.mqtt import MqttBus
 from skerry.service import configure_logging
 from skerry.settings import BusSettings
@@ -60,6 +60,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     first_detection_s: float | None
     restarts: dict[str, int]
     runtimes: dict[str, Runtime]
+    updates: dict[str, Update]
+    """What the updater has made of each slot; empty without an updater."""
     out: str
 
     def as_json(self) -> str:
@@ -187,6 +189,7 @@ class _Run:
             first_detection_s=self.observer.first_detection_s,
             restarts=dict(self.supervisor.restarts),
             runtimes=self.observer.runtimes(),
+            updates=dict(self.observer.updates),
             out=str(self.out),
         )
 
@@ -330,6 +333,9 @@ def report(result: Result, options: Options, console: Console) -> int:
         measured = ", ".join(f"{name} {ms:.1f} ms" for name, ms in sorted(runtime.measured_ms.items()))
         shown = f" (measured here: {measured})" if measured else ""
         console.print(f"Model {model} on {runtime.used}{shown}", highlight=False)
+    for name, update in sorted(result.updates.items()):
+        under_way = f"; {update.wanted} {update.step}: {update.reason}" if update.step else ""
+        console.print(f"Slot {name}: {update.current or 'the bundled model'}{under_way}", highlight=False)
     if result.restarts:
         restarts = "  ".join(f"{name} {n}" for name, n in sorted(result.restarts.items()))
         console.print(f"Restarts: {restarts}", highlight=False)

@@ -69,7 +69,8 @@ class Screen:
         elapsed = time.monotonic() - self._began
         left = f" · {remaining_s:.0f} s left" if remaining_s is not None else ""
         head = Text.assemble((self._title, "bold"), f"   {phase} · {elapsed:.0f} s{left}")
-        return Group(head, self._modules(restarts), self._cameras(), self._events())
+        below = Text.assemble(self._cameras(), self._slots())
+        return Group(head, self._modules(restarts), below, self._events())
 
     def _modules(self, restarts: Mapping[str, int]) -> Table:
         table = Table(expand=True, box=None, header_style="dim", pad_edge=False)
@@ -105,6 +106,19 @@ class Screen:
             text.append(name)
             text.append(f" {camera.state} {camera.reason}".rstrip(), style=colour)
             text.append(f"  {camera.width}x{camera.height}  {camera.captured} frames", style="dim")
+        return text
+
+    def _slots(self) -> Text:
+        text = Text()
+        for name, update in sorted(self._observer.updates.items()):
+            text.append("\nslot ", style="dim")
+            text.append(name)
+            text.append(f" {update.current or 'the bundled model'}", style="green")
+            if update.step:
+                colour = "red" if update.step == "refused" else "cyan"
+                text.append(f"  {update.wanted} {update.step}", style=colour)
+            if update.reason:
+                text.append(f"  {update.reason}", style="dim")
         return text
 
     def _events(self) -> Panel:
