@@ -21,7 +21,7 @@ WORKERS ?= $(shell expr 2 + $$(nproc))
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
 
 .PHONY: help setup setup-dev demo run test test-containers test-arm64 soak check format generate lock bench images \
-	train-demo-model clean
+	train-demo-model build-demo-model clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,10 @@ train-demo-model:  ## train the demo's model again (half an hour; needs PyTorch 
 		exit 1
 	}
 	.venv-train/bin/python scripts/train_demo_model.py --out models/parts $(ARGS)
+
+build-demo-model: $(VENV)/.setup  ## the demo's model in every form, judged and with evidence, in build/parts (minutes)
+	@test -d build/labelled || $(BIN)/python scripts/label_scene --out build/labelled --pictures 150
+	$(BIN)/skerry model build sites/models/parts.build.yaml --out build/parts --force $(ARGS)
 
 clean:  ## remove what can be made again, but not .venv
 	@rm -rf build dist skerry-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

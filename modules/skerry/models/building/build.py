@@ -43,6 +43,7 @@ from skerry.models.building.record import (
 )
 from skerry.models.building.source import fetch, strip
 from skerry.models.building.spec import KINDS, REFERENCE_KIND, BuildSpec, Kind, Wish, read_spec
+from skerry.models.evidence import files as evidence
 from skerry.models.manifest import (
     READERS,
     REFERENCE,
@@ -598,6 +599,7 @@ class _Build:
         (self.folder / RECORD).write_bytes(encode(self.record))
         (self.folder / report.TEXT).write_text(report.text(self.record, {}), encoding="utf-8")
         (self.folder / report.PICTURE).write_text(report.picture(self.record, {}), encoding="utf-8")
+        evidence.add(self.folder, self.record)
         load(self.folder)
         packed = layout.pack(self.folder, self._work / "layout", security_epoch=self._spec.security_epoch)
         self.digest = packed.listing.digest
@@ -651,8 +653,12 @@ class _Build:
 
     def _runtimes(self, kind: Kind, wish: Wish) -> tuple[str, ...]:
         names = [n for n in READERS[KINDS[kind][0]] if n in installed() and n in (wish.runtimes or (n,))]
+        compared = self._spec.wishes[REFERENCE_KIND].runtimes
+        names = [n for n in names if n in (compared or (n,))]
         if not names:
-            raise PackageError(f"{kind}: expected a runtime that loads it, found none installed")
+            raise PackageError(
+                f"{kind}: expected a runtime that is installed, loads it and ran the reference, found none"
+            )
         return tuple(names)
 
     def _path_of(self, kind: Kind) -> Path:
