@@ -15,12 +15,13 @@ import msgspec
 from skerry.cli import (
     model_audit,
     model_baseline,
-    model_build,
     model_bench,
+    model_build,
     model_evaluate,
     model_install,
     model_layout,
     model_quantise,
+    model_readiness,
     model_registry,
     model_samples,
     model_trust,
@@ -108,6 +109,7 @@ def add_commands(
     model_build.add_command(commands)
     model_evaluate.add_command(commands)
     model_quantise.add_command(commands)
+    model_readiness.add_command(commands)
     model_registry.add_command(commands)
     model_samples.add_command(commands)
     model_trust.add_commands(commands)
