@@ -17,6 +17,7 @@ from skerry.cli import (
     model_baseline,
     model_bench,
     model_build,
+    model_diff,
     model_evaluate,
     model_install,
     model_layout,
@@ -107,6 +108,7 @@ def add_commands(
     model_audit.add_command(commands)
     model_bench.add_command(commands)
     model_build.add_command(commands)
+    model_diff.add_command(commands)
     model_evaluate.add_command(commands)
     model_quantise.add_command(commands)
     model_readiness.add_command(commands)
