@@ -6,6 +6,7 @@ Pure: what was read comes in. "Yes" says that something is there and fits, not t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +19,7 @@ from skerry.inference.settings import DEVICES as RUNTIME_DEVICES
 from skerry.models import provenance
 from skerry.models.benching.statement import Predicate
 from skerry.models.building.record import RECORD, BuildRecord
-from skerry.models.manifest import REFERENCE, Manifest, name_of, runtimes_of
+from skerry.models.manifest import Manifest, Variant, name_of, runtimes_of
 from skerry.settings import parse_json
 from skerry.trust.packages import Attested
 
@@ -180,25 +181,30 @@ def _budget(manifest: Manifest) -> Found:
 
 
 def _evaluation(facts: Facts) -> Found:
-    """Every form that ships has a figure."""
+    """Every form that ships has a figure, from the build's record of that very file, or in the manifest."""
     record, problem = _record(facts)
     if problem:
         return "no", problem
-    measured = {v.name: bool(v.measured) for v in facts.manifest.variants}
-    reference = [
-        figure
+    by_file = {
+        content.sha256: each.figures
         for each in (record.artifacts if record is not None else ())
-        if each.status == "reference"
-        for figure in each.figures
-    ]
-    known = [*([REFERENCE] if reference else []), *(name for name, there in measured.items() if there)]
-    missing = [name for name in (REFERENCE, *measured) if name not in known]
-    if not known:
+        for content in each.files
+    }
+    values: list[float] = []
+    deltas: list[float] = []
+    missing: list[str] = []
+    for form in facts.manifest.forms:
+        figures = by_file.get(form.sha256, ())
+        measured = form.measured if isinstance(form, Variant) else ()
+        if not figures and not measured:
+            missing.append(name_of(form))
+        values += [each.value for each in (*figures, *measured)]
+        deltas += [each.delta for each in (*figures, *measured)]
+    if not values:
         return "no", "no figures (skerry model build measures each form)"
-    best = max((f.value for f in reference), default=None)
-    text = f"{reference[0].metric} {best:.4f}; " if best is not None else ""
-    worst = min((d.delta for v in facts.manifest.variants for d in v.measured), default=0.0)
-    text += f"{len(known)} of {len(known) + len(missing)} forms, greatest loss {max(0.0, -worst):.4f}"
+    count = len(facts.manifest.forms)
+    text = f"{count - len(missing)} of {count} forms, {min(values):.4f} to {max(values):.4f}, "
+    text += f"greatest loss {max(0.0, -min(deltas)):.4f}"
     return ("partly", f"{text}; none of {', '.join(missing)}") if missing else ("yes", text)
 
 
@@ -321,7 +327,7 @@ def page(lists: Mapping[str, tuple[Check, ...]], places: Iterable[Place], digest
         parts += ["", f"## {title}", "", f"`{digests[title]}`", ""]
         parts += _table(
             ["", "", "found", "why it matters"],
-            [[c.name, c.state, c.found, c.why] for c in lists[title]],
+            [[c.name, c.state, _plain(c.found), c.why] for c in lists[title]],
         )
     parts += ["", "## Where it runs", "", _MATRIX, ""]
     parts += _table(
@@ -348,10 +354,10 @@ def _one(checks: Iterable[Check], name: str) -> Check:
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     every = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(_cell(c) for c in row)} |" for row in every]
+    return [f"| {' | '.join(row)} |" for row in every]
 
 
-def _cell(text: str) -> str:
-    """Text as one cell: a package's own words are in it."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def _plain(text: str) -> str:
+    """Text that means nothing in Markdown: a package's own words are in it."""
+    clean = "".join(c if c.isprintable() else " " for c in text).replace("<", "&lt;")
+    return re.sub(r"([\\|\[\]*`])", r"\\\1", clean)
