@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 
 from skerry import durable
-from skerry.cli import model_attest
+from skerry.cli import model_attest, model_oms
 from skerry.errors import ConfigError, PackageError, Unavailable
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def _add_sign(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "attestations", type=Path, nargs="+", metavar="FILE", help="of skerry model bench --out"
     )
     model_attest.add_force(attest)
+    attest.add_argument("--json", action="store_true", help="print one JSON object")
 
     remove = _action(actions, "remove", "list a package no more", _remove)
     remove.add_argument("digest", metavar="DIGEST", help="its first hexadecimal digits or all of them")
@@ -122,6 +123,7 @@ def _add_sign(commands: Subparsers[argparse.ArgumentParser]) -> None:
         actions, "publish", "put an approved draft in place, and sign anew what it touches", _publish
     )
     publish.add_argument("draft", type=Path, metavar="DRAFT")
+    model_oms.add_sign(actions)
 
 
 def _add_verify(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -134,7 +136,7 @@ def _add_verify(commands: Subparsers[argparse.ArgumentParser]) -> None:
     )
     verify.add_argument("repository", type=Path, metavar="REPOSITORY")
     verify.add_argument(
-        "--root", type=Path, required=True, metavar="FILE", help="the root that the device was given"
+        "--root", type=Path, default=None, metavar="FILE", help="the root that the device was given"
     )
     verify.add_argument(
         "--state", type=Path, default=None, metavar="DIR",
@@ -150,6 +152,7 @@ def _add_verify(commands: Subparsers[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     verify.add_argument("--no-clock", action="store_true", help="as a device does whose clock is not set")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
+    model_oms.add_verify(verify)
     verify.set_defaults(func=_verify)
 
 
@@ -298,10 +301,16 @@ def _attest(arguments: argparse.Namespace) -> int:
         digest: model_attest.read(paths, digest=digest, classes=listed[digest].classes, force=arguments.force)
         for digest, paths in by_package.items()
     }
+    changed: list[TrustedPackage] = []
     for digest, attestations in read.items():
         model_attest.keep(arguments.repository, attestations)
         summaries = [each.summary for each in attestations]
-        _print_package(repository.attest(digest, summaries, signers, time.time()))
+        changed.append(repository.attest(digest, summaries, signers, time.time()))
+    if arguments.json:
+        print(json.dumps({"packages": [msgspec.to_builtins(package) for package in changed]}))
+        return 0
+    for package in changed:
+        _print_package(package)
     _print_ends(repository)
     return 0
 
@@ -421,6 +430,10 @@ def _print_ends(repository: Repository) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.oms is not None:
+        return model_oms.verify(arguments)
+    if arguments.root is None:
+        raise ConfigError("model verify: expected --root FILE, or --oms FILE --public-key FILE, got neither")
     device, trusted = _module("trust.device"), _module("trust.packages")
     sources = _module("trust.sources")
     with tempfile.TemporaryDirectory(prefix="skerry-") as room:

@@ -169,7 +169,7 @@ def pack(folder: Path, out: Path, *, security_epoch: int = 0) -> Packed:
         OSError: it cannot be written.
     """
     packages.load(folder)
-    titles = _titles(folder)
+    titles = file_titles(folder)
     config, content = oci.make_config(_json(folder / MANIFEST), security_epoch, str(folder / MANIFEST))
     name = f"{config.name}-{config.version}"
     entries = _existing(out)
@@ -299,7 +299,7 @@ def check_folder(folder: Path, listing: Listing, digest_of: Callable[[Path], str
     """
     wanted = {f.title: f.blob for f in listing.files}
     try:
-        there = set(_titles(folder))
+        there = set(file_titles(folder))
     except PackageError as error:
         return str(error).splitlines()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -365,7 +365,7 @@ def _reading(folder: Path) -> Iterator[None]:
         raise PackageError(f"{what}: expected an image layout, got {error.strerror}") from error
 
 
-def _titles(folder: Path) -> list[str]:
+def file_titles(folder: Path) -> list[str]:
     """Paths of all files under a folder, sorted.
 
     Raises:

@@ -80,7 +80,7 @@ def read_passphrase(path: Path | None) -> bytes | None:
     """
     if path is None:
         return None
-    _check_private(path)
+    check_private(path)
     lines = _read(path).splitlines()
     if not lines or not lines[0]:
         raise ConfigError(f"{path}: expected a passphrase in its first line, got nothing")
@@ -114,7 +114,7 @@ def read_private(path: Path, passphrase: bytes | None) -> CryptoSigner:
     content = _read(path)
     encrypted = b"BEGIN ENCRYPTED" in content
     if not encrypted:
-        _check_private(path)
+        check_private(path)
         passphrase = None
     elif passphrase is None:
         raise ConfigError(f"{path}: expected a passphrase for it, got none (--passphrase-file)")
@@ -173,7 +173,13 @@ def _files(folder: Path, suffix: str) -> list[Path]:
         raise Unavailable(f"{folder}: {error.strerror}") from error
 
 
-def _check_private(path: Path) -> None:
+def check_private(path: Path) -> None:
+    """See that a secret is its owner's alone.
+
+    Raises:
+        ConfigError: others may read it.
+        Unavailable: it is not there.
+    """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
