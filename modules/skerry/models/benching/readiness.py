@@ -198,8 +198,8 @@ def _evaluation(facts: Facts) -> Found:
         measured = form.measured if isinstance(form, Variant) else ()
         if not figures and not measured:
             missing.append(name_of(form))
-        values += [each.value for each in (*figures, *measured)]
-        deltas += [each.delta for each in (*figures, *measured)]
+        values += [*(each.value for each in figures), *(each.value for each in measured)]
+        deltas += [*(each.delta for each in figures), *(each.delta for each in measured)]
     if not values:
         return "no", "no figures (skerry model build measures each form)"
     count = len(facts.manifest.forms)
