@@ -185,7 +185,17 @@ def drop_resource(said: dict[str, Any]) -> None:
 
 
 def repeat_resource(said: dict[str, Any]) -> None:
-    said["predicate"]["resources"].append(said["predicate"]["resources"][0])
+    resources = said["predicate"]["resources"]
+    resources.append(resources[0])
+    said["subject"][0]["digest"]["sha256"] = oms._whole(each["digest"] for each in resources)
+
+
+def other_whole(said: dict[str, Any]) -> None:
+    said["subject"][0]["digest"]["sha256"] = "00" * 32
+
+
+def no_whole(said: dict[str, Any]) -> None:
+    said["subject"][0]["digest"] = {"sha512": "00" * 64}
 
 
 def other_method(said: dict[str, Any]) -> None:
@@ -209,21 +219,23 @@ def two_subjects(said: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "why"),
     [
-        drop_resource,
-        repeat_resource,
-        other_method,
-        other_hash,
-        other_predicate,
-        other_statement,
-        two_subjects,
+        (drop_resource, "each file once, and the hash of all"),
+        (repeat_resource, "each file once, and the hash of all"),
+        (other_whole, "each file once, and the hash of all"),
+        (no_whole, "each file once, and the hash of all"),
+        (other_method, "the statement of a model signature"),
+        (other_hash, "the statement of a model signature"),
+        (other_predicate, "the statement of a model signature"),
+        (other_statement, "the statement of a model signature"),
+        (two_subjects, "the statement of a model signature"),
     ],
 )
 def test_a_statement_that_is_no_such_one_is_refused_though_it_is_signed(
-    change: Callable[[dict[str, Any]], None],
+    change: Callable[[dict[str, Any]], None], why: str
 ) -> None:
-    with pytest.raises(PackageError, match=r"^it: expected"):
+    with pytest.raises(PackageError, match=f"^it: expected {why}"):
         oms.verify(resigned(change), FILES, KEY.public_key(), "it")
 
 
