@@ -102,7 +102,7 @@ class TestStart:
         room.store.activate("front", one, NAME)
         folder = folder_of(room.store.folder, one)
         (folder / "labels.txt").unlink()
-        (folder / "labels.txt").write_text("good\nbad\nugly\n")
+        (folder / "labels.txt").write_text("good\nuglier\n")
         with pytest.raises(PackageError, match=r"labels\.txt"):
             check_sizes(room.store.folder, one)
         assert room.opened()[1] == "1.0.0"
@@ -124,6 +124,15 @@ class TestStart:
         assert read_slots(room.store.folder, "front").current is None
         (room.store.folder / "slots" / "back").symlink_to(tmp_path)
         assert read_slots(room.store.folder, "back").current is None
+        (state / "current").unlink()
+        (state / "current").symlink_to(room.add("1.1.0"))
+        assert read_slots(room.store.folder, "front").current is None
+        (state / "current").unlink()
+        (state / "current").symlink_to(f"../../packages/{room.add('1.1.0')}")
+        assert read_slots(room.store.folder, "front").current is not None
+        (room.store.folder / "slots" / "front").unlink()
+        (room.store.folder / "slots" / "front").symlink_to("/states/front.1")
+        assert read_slots(room.store.folder, "front").current is None
         assert room.opened()[1] == "1.0.0"
 
 
