@@ -55,12 +55,17 @@ class Drifting:
                 log.info("drift.over", camera=ref.camera, signal=name, model=model.package.title)
             self._changed()
 
-    def of(self, model: Model) -> tuple[str, ...]:
-        """What drifts in the eyes of a model, as `CAMERA: SIGNAL`."""
+    def of(self, model: Model, cameras: Callable[[str], bool]) -> tuple[str, ...]:
+        """What drifts in the eyes of a model, as `CAMERA: SIGNAL`.
+
+        Args:
+            model: that serves.
+            cameras: whether it serves for this one; another may have the same package.
+        """
         return tuple(
             f"{camera}: {name}"
             for camera, (digest, watch) in sorted(self._watches.items())
-            if digest == model.digest
+            if digest == model.digest and cameras(camera)
             for name in watch.drifted
         )
 

@@ -298,19 +298,22 @@ class Inference:
 
     def _describe(self) -> None:
         """Tell what is installed, and which models are in use."""
+        drift = {n: self._drifts(n, model) for n, model in enumerate(self._models)}
         if self._slots:
             titles = {n: model.package.title for n, model in enumerate(self._models)}
-            drift = {n: self._drifting.of(model) for n, model in enumerate(self._models)}
             message = self._slots.message(self._settings.module, titles, drift)
             self._bus.publish(ACTIVATIONS, message, self._settings.module)
         models = tuple(
             ModelInUse(
                 model=model.package.title, digest=model.digest, runtime=_ran_by(model, use),
-                cameras=use.cameras, exchange=self._exchanging.get(n, ""), drift=self._drifting.of(model),
+                cameras=use.cameras, exchange=self._exchanging.get(n, ""), drift=drift[n],
             )
             for n, (model, use) in enumerate(zip(self._models, self._settings.models, strict=True))
         )  # fmt: skip
         self._host.remote.describe(_runtimes(), models)
+
+    def _drifts(self, index: int, model: Model) -> tuple[str, ...]:
+        return self._drifting.of(model, lambda camera: self._model_of(camera) == index)
 
     def _show_choice(self, model: Model) -> None:
         telemetry, title = self._host.telemetry, model.package.title

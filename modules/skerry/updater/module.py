@@ -6,6 +6,7 @@ this process is killed at, the store names one whole package for each slot, and 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from skerry import durable
 from skerry.audit import AuditLog, What
@@ -49,11 +51,36 @@ _TRIES = 3
 """Of a package that is here and cannot be taken; it may be fetched anew between them."""
 
 
+class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+    """When the current package of a slot was confirmed.
+
+    Attributes:
+        digest: of it.
+        utc_s: POSIX time.
+        running: how long which boot had lasted.
+        drift: what drifted already under the package before.
+    """
+
+    digest: str
+    utc_s: float
+    running: Running
+    drift: tuple[str, ...] = ()
+
+    def age_s(self, utc_s: float, running: Running) -> float:
+        """How long ago; by the wall clock only where the device was started since."""
+        if running.boot == self.running.boot:
+            return running.seconds - self.running.seconds
+        age = utc_s - self.utc_s
+        return age if age >= 0 else math.inf  # a clock that went back says nothing
+
+
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What is on disk besides store and trust."""
 
     failed: dict[str, dict[str, str]] = {}
     """Slot to digest to why it failed here."""
+    confirmed: dict[str, Confirmed] = {}
+    """By slot."""
 
 
 @dataclass
@@ -64,7 +91,7 @@ class _Slot:
         attempt: which try of the offered package goes on.
         again_at: not before, monotonic seconds.
         wait_s: the last wait.
-        confirmed_at: when its current package was confirmed, monotonic seconds; None: in another life.
+        drift: what drifted when the package was offered.
         tries: how often a package that is here could not be taken.
         seen: what inference said last: digest, step and reason.
         step, reason: what to report.
@@ -74,7 +101,7 @@ class _Slot:
     attempt: int = 0
     again_at: float = 0.0
     wait_s: float = 0.0
-    confirmed_at: float | None = None
+    drift: tuple[str, ...] = ()
     tries: int = 0
     seen: tuple[str, str, str] = ("", "", "")
     wanted: str = ""
@@ -124,6 +151,7 @@ class Updater:
         self._file = host.state / "updates.json"
         self._kept = durable.load(self._file, Kept) or Kept()
         self._slots = {name: _Slot() for name in settings.slots}
+        self._boot = boot_id()
         self._uses: dict[str, SlotUse] = {}
         """What inference said last."""
         self._names: dict[str, dict[str, str]] = {}
@@ -135,6 +163,8 @@ class Updater:
         self._told_at = 0.0
         self._check_at = 0.0
         self._scrub_at = time.monotonic() + settings.scrub_s
+        self._said: dict[tuple[str, str], str] = {}
+        """Why what a source gave was refused, last."""
         self._refreshed_at: float | None = None
         self._versions = self._trust.root_version, self._trust.targets_version
 
@@ -223,11 +253,9 @@ class Updater:
             self._host.beat()
             about = f"source {source.where}"
             try:
-                self._trust.refresh(
-                    source.metadata, time.time(), synchronised(), Running(boot_id(), time.monotonic())
-                )
+                self._trust.refresh(source.metadata, time.time(), synchronised(), self._running())
             except Untrusted as error:
-                self._refused(about, error)
+                self._refused(about, error, "metadata")
                 continue
             except Unavailable as error:
                 # A site that is offline for days is well.
@@ -235,6 +263,7 @@ class Updater:
                 log.info("source.unreachable", source=source.where, reason=str(error))
                 continue
             reached = True
+            self._said.pop((about, "metadata"), None)
             self._host.clear(about)
         if reached:
             self._refreshed_at = time.monotonic()
@@ -244,10 +273,17 @@ class Updater:
                 self._audit.append("refreshed", root=versions[0], targets=versions[1])
         self._host.telemetry.gauge("skerry_updater_sources_reached", float(reached))
 
-    def _refused(self, about: str, error: PackageError) -> None:
-        before = self._host.condition
+    def _refused(self, about: str, error: PackageError, what: str) -> None:
+        """A source gave what is no good; said once in the log, until it is another reason.
+
+        Args:
+            about: the source.
+            error: why.
+            what: of it: its metadata, or a package by its digest.
+        """
         self._host.fault(about, str(error))
-        if self._host.condition != before:
+        if self._said.get((about, what)) != str(error):
+            self._said[about, what] = str(error)
             self._audit.append("refused", reason=f"{about}: {error}")
 
     def _chosen(self, name: str, wanted: SlotSettings) -> tuple[TrustedPackage | None, str]:
@@ -300,11 +336,15 @@ class Updater:
                 slot.reason = step.reason or why_not
 
     def _scene(self, name: str, slot: _Slot, wanted: SlotSettings, chosen: TrustedPackage | None) -> Scene:
-        at = slot.confirmed_at
+        slots = self._store.slots(name)
+        confirmed = self._kept.confirmed.get(name)
+        ours = confirmed is not None and confirmed.digest == slots.current
+        age_s = confirmed.age_s(time.time(), self._running()) if confirmed and ours else math.inf
         return Scene(
-            wanted=wanted, slots=self._store.slots(name), use=self._uses.get(name), chosen=chosen,
+            wanted=wanted, slots=slots, use=self._uses.get(name), chosen=chosen,
             here=frozenset(self._store.packages()), failed=self._kept.failed.get(name, {}),
-            attempt=slot.attempt, fresh=at is not None and time.monotonic() - at < wanted.drift_within_s,
+            attempt=slot.attempt, fresh=age_s < wanted.drift_within_s,
+            drifted=confirmed.drift if confirmed is not None else (),
         )  # fmt: skip
 
     def _do(
@@ -368,11 +408,12 @@ class Updater:
             except PackageError as error:
                 # This copy is bad; another one may not be.
                 why.append(str(error))
-                self._refused(f"source {source.where}", error)
+                self._refused(f"source {source.where}", error, digest)
                 continue
             except Unavailable as error:
                 why.append(str(error))
                 continue
+            self._said.pop((f"source {source.where}", digest), None)
             config = self._store.config(digest)
             package.require(
                 name=config.name, version=config.version, security_epoch=config.security_epoch,
@@ -392,14 +433,20 @@ class Updater:
         slot.attempt += 1
         slot.wait_s = 0.0
         slot.step, slot.reason = "offered", ""
+        use = self._uses.get(name)
+        slot.drift = use.drift if use is not None else ()
         self._say("offered", name, Next("offer", digest))
         log.info("model.offered", slot=name, model=package.title, digest=digest)
 
     def _confirm(self, name: str, slot: _Slot, step: Next) -> None:
         wanted = self._settings.slots[name]
         self._store.confirm(name, wanted.model)
-        slot.confirmed_at = time.monotonic()
         slot.step = slot.reason = ""
+        confirmed = Confirmed(
+            digest=step.digest, utc_s=time.time(), running=self._running(), drift=slot.drift
+        )
+        others = {slot: each for slot, each in self._kept.confirmed.items() if slot in self._slots}
+        self._keep(replace(self._kept, confirmed={**others, name: confirmed}))
         self._settle_epochs()
         self._forget_failure(name, step.digest)
         self._say("confirmed", name, step)
@@ -428,7 +475,6 @@ class Updater:
     def _roll_back(self, name: str, slot: _Slot, step: Next) -> None:
         self._failed(name, step.digest, step.reason)
         self._store.roll_back(name)
-        slot.confirmed_at = None
         slot.attempt += 1
         self._say("rolled_back", name, step)
 
@@ -450,7 +496,7 @@ class Updater:
         slot.step, slot.reason = "refused", reason
         known = {d: r for d, r in self._kept.failed.get(name, {}).items() if d != digest}
         known = dict([*known.items(), (digest, reason)][-_MOST_FAILED:])
-        self._keep(Kept(failed={**self._kept.failed, name: known}))
+        self._keep(replace(self._kept, failed={**self._kept.failed, name: known}))
         self._say("refused", name, Next("fail", digest, reason))
         log.error("model.refused", slot=name, digest=digest, reason=reason, **self._about(digest))
         self._host.telemetry.count("skerry_updates_total", outcome="refused")
@@ -459,7 +505,7 @@ class Updater:
         known = self._kept.failed.get(name, {})
         if digest in known:
             rest = {d: r for d, r in known.items() if d != digest}
-            self._keep(Kept(failed={**self._kept.failed, name: rest}))
+            self._keep(replace(self._kept, failed={**self._kept.failed, name: rest}))
 
     def _keep(self, kept: Kept) -> None:
         self._kept = kept
@@ -468,6 +514,9 @@ class Updater:
         except OSError as error:
             # It is remembered until this process ends; inference remembers by itself, too.
             log.error("updates.not_kept", path=str(self._file), error=error.strerror)  # noqa: TRY400 - says all
+
+    def _running(self) -> Running:
+        return Running(self._boot, time.monotonic())
 
     def _later(self, slot: _Slot) -> None:
         slot.wait_s = min(max(2 * slot.wait_s, _AGAIN_S), self._settings.check_s)

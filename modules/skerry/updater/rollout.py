@@ -28,6 +28,7 @@ class Scene:
         failed: digest to why it failed on this device.
         attempt: which try of the offered package goes on.
         fresh: the current package was confirmed so lately that drift is laid at its door.
+        drifted: what drifted under the package before already.
     """
 
     wanted: SlotSettings
@@ -38,6 +39,7 @@ class Scene:
     failed: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 0
     fresh: bool = False
+    drifted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ def _of_current(scene: Scene, use: SlotUse) -> Next:
 def _drifted(scene: Scene, use: SlotUse) -> str:
     """Why the current package is to be gone back from; empty where it is not."""
     ours = use.digest == scene.slots.current  # never the bundled one, which has no digest
-    if not (scene.wanted.rollback_on_drift and scene.fresh and ours and use.drift):
+    new = [what for what in use.drift if what not in scene.drifted]
+    if not (scene.wanted.rollback_on_drift and scene.fresh and ours and new):
         return ""
-    return f"drift soon after it was confirmed: {', '.join(use.drift)}"
+    return f"drift soon after it was confirmed: {', '.join(new)}"
 
 
 def _newer(chosen: TrustedPackage, bundled: str) -> bool:

@@ -124,7 +124,7 @@ class UpdaterSettings(ModuleSettings, frozen=True, kw_only=True):
     """Of this device; packages that are signed for other classes only are not for it."""
     require_attestation: bool = False
     """Take only packages that were attested to keep within the budgets of this device's class."""
-    check_s: Annotated[float, Meta(ge=1), LIVE] = 300.0
+    check_s: Annotated[float, Meta(ge=0.1), LIVE] = 300.0
     """How often the sources are asked."""
     scrub_s: Positive = 86_400.0
     """How often every hash in the store is compared."""

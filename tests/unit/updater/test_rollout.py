@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from publisher import package
 from skerry.messages import SlotUse
 from skerry.models.slots import Slots
 from skerry.trust.packages import TrustedPackage
+from skerry.trust.times import Running
+from skerry.updater.module import Confirmed
 from skerry.updater.rollout import Next, Scene, next_step
 from skerry.updater.settings import SlotSettings
 
@@ -162,6 +166,28 @@ def test_drift_soon_after_a_package_was_confirmed_rolls_it_back_where_the_site_s
     assert next_step(scene(Slots(current=N, previous=O), use, fresh=True)).step == "stay"
     assert next_step(scene(Slots(current=N, previous=O), use, wanted=DRIFT, fresh=False)).step == "stay"
     assert next_step(scene(Slots(current=N, previous=O), uses(N), wanted=DRIFT, fresh=True)).step == "stay"
+
+
+def test_what_drifted_under_the_package_before_is_not_laid_at_the_door_of_the_next():
+    slots, use = Slots(current=N, previous=O), uses(N, drift=("gate: brightness", "gate: label"))
+    more = {"wanted": DRIFT, "fresh": True}
+    assert next_step(scene(slots, use, drifted=("gate: brightness", "gate: label"), **more)).step == "stay"
+    gone = next_step(scene(slots, use, drifted=("gate: brightness",), **more))
+    assert gone == Next("roll_back", N, "drift soon after it was confirmed: gate: label")
+
+
+@pytest.mark.parametrize(
+    ("utc_s", "boot", "seconds", "age_s"),
+    [
+        (0.0, "this", 70.0, 60.0),  # whatever the wall clock says
+        (1060.0, "next", 5.0, 60.0),
+        (999.0, "next", 5.0, math.inf),
+    ],
+)
+def test_how_long_ago_a_package_was_confirmed_outlives_a_restart(utc_s, boot, seconds, age_s):
+    confirmed = Confirmed(digest=N, utc_s=1000.0, running=Running("this", 10.0))
+    kept = msgspec.json.decode(msgspec.json.encode(confirmed), type=Confirmed)
+    assert kept.age_s(utc_s, Running(boot, seconds)) == age_s
 
 
 def test_drift_of_another_package_than_the_current_one_is_not_laid_at_its_door():
