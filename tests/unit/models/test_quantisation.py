@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import needs
 from needs import ROOT
 from skerry.cli import main
 from skerry.cli.model_quantise import REPORT
@@ -85,23 +84,6 @@ def test_ordinary_weights_are_as_exact_as_eight_bits_are(tmp_path):
     feeds = [{"x": random.normal(0, 1, (1, 64)).astype(np.float32)} for _ in range(10)]
     content = quantise(tmp_path / "model.onnx", feeds, RECIPES[0])
     assert deviation(content, feeds) < 0.05
-
-
-@needs.old_processor
-def test_integers_that_overflow_without_vnni_are_found(tmp_path):
-    """On a processor of 2013, emulated: it adds products of eight bits in pairs in 16 bits."""
-    content, feeds = overflowing(tmp_path)
-    (tmp_path / "quantised.onnx").write_bytes(content)
-    np.savez(tmp_path / "feeds.npz", **{str(n): feed["x"] for n, feed in enumerate(feeds)})
-    code = (
-        "import sys, numpy as np\n"
-        "from skerry.models.quantisation import deviation\n"
-        "feeds = [{'x': x} for x in np.load('feeds.npz').values()]\n"
-        "print(deviation(open('quantised.onnx', 'rb').read(), feeds))"
-    )
-    command = [*needs.OLD_PROCESSOR, sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert float(done.stdout) > 1
 
 
 @pytest.fixture(scope="module")

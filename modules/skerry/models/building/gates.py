@@ -10,7 +10,7 @@ whoever has to mend it wants to know which one it was:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,31 +65,44 @@ def overflow(deviation: float, isa: str) -> str:
     return f"integers overflow on {isa}: {deviation:.2f} standard deviations from exact arithmetic"
 
 
-def traps(content: bytes, feeds: Sequence[Feeds]) -> list[str]:
-    """Collapse and softmax, in a graph that was made smaller; empty where it is in neither."""
-    model = onnx.load_from_string(content)
+def traps(content: bytes, original: bytes, feeds: Sequence[Feeds]) -> list[str]:
+    """Collapse and softmax, in a graph that was made smaller; empty where it is in neither.
+
+    Args:
+        content: the graph.
+        original: what it was made of, with the same names.
+        feeds: inputs of both.
+    """
+    model, before = onnx.load_from_string(content), onnx.load_from_string(original)
     pairs = dict(_quantised(model.graph))
-    collapsing = _into_learned(model.graph, pairs)
+    known = {name for node in before.graph.node for name in node.output}
+    collapsing = {b: a for b, a in _into_learned(model.graph, pairs).items() if b in known}
     summed = _softmaxes(model.graph, pairs)
-    wanted = sorted({name for pair in collapsing.items() for name in pair} | set(summed))
-    if not wanted:
-        return []
-    there = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in there)
-    session = exact_session(model.SerializeToString())
-    runs = [dict(zip(wanted, session.run(wanted, dict(each)), strict=True)) for each in feeds]
+    after = _runs(model, {*collapsing.values(), *summed}, feeds)
+    there = _runs(before, set(collapsing), feeds)
     found = []
-    for before, after in collapsing.items():
-        lost = _lost([run[before] for run in runs], [run[after] for run in runs])
+    for name, quantised in collapsing.items():
+        lost = _lost([run[name] for run in there], [run[quantised] for run in after])
         if lost > MOST_LOST:
             found.append(
-                f"activations collapse: {lost:.0%} of the values of {before!r} that are not zero become it"
+                f"activations collapse: {lost:.0%} of the values of {name!r} that are not zero become it"
             )
     for name, axis in summed.items():
-        off = max(float(np.abs(run[name].astype(np.float64).sum(axis=axis) - 1).max()) for run in runs)
+        off = max(float(np.abs(run[name].astype(np.float64).sum(axis=axis) - 1).max()) for run in after)
         if not off <= MOST_OFF_ONE:
             found.append(f"softmax {name!r}: expected a sum of 1, got one that is off by {off:.2g}")
     return found
+
+
+def _runs(model: onnx.ModelProto, names: Collection[str], feeds: Sequence[Feeds]) -> list[Feeds]:
+    """Tensors anywhere in a graph, computed as the graph says; the model is changed."""
+    wanted = sorted(names)
+    if not wanted:
+        return [{} for _ in feeds]
+    there = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in there)
+    session = exact_session(model.SerializeToString())
+    return [dict(zip(wanted, session.run(wanted, dict(each)), strict=True)) for each in feeds]
 
 
 def _quantised(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
