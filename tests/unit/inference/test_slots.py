@@ -125,10 +125,10 @@ class TestStart:
         (room.store.folder / "slots" / "back").symlink_to(tmp_path)
         assert read_slots(room.store.folder, "back").current is None
         (state / "current").unlink()
-        (state / "current").symlink_to(room.add("1.1.0"))
+        (state / "current").symlink_to(one := room.add("1.1.0"))
         assert read_slots(room.store.folder, "front").current is None
         (state / "current").unlink()
-        (state / "current").symlink_to(f"../../packages/{room.add('1.1.0')}")
+        (state / "current").symlink_to(f"../../packages/{one}")
         assert read_slots(room.store.folder, "front").current is not None
         (room.store.folder / "slots" / "front").unlink()
         (room.store.folder / "slots" / "front").symlink_to("/states/front.1")
