@@ -61,6 +61,13 @@ def test_files_that_the_provenance_is_not_about_are_wrong() -> None:
     assert links(other)["build"].state == "wrong"
 
 
+def test_a_form_that_no_step_has_made_is_wrong() -> None:
+    made = record()
+    told = msgspec.structs.replace(made.steps[1], outputs=())
+    found = links(evidence(msgspec.structs.replace(made, steps=(made.steps[0], told))))["build"]
+    assert found == Link("build", "wrong", "onnx-int8: expected a step that has made model.onnx")
+
+
 def test_a_build_of_no_step_is_missing() -> None:
     made = msgspec.structs.replace(record(), steps=(), artifacts=(), data=())
     assert links(evidence(made))["build"].state == "missing"

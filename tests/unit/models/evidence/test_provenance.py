@@ -73,6 +73,7 @@ def test_a_statement_of_another_kind_is_refused(name: str) -> None:
 def test_evidence_covers_every_other_file_of_the_package(tmp_path: Path) -> None:
     folder, made = built(tmp_path / "tiny")
     add(folder, made)
+    add(folder, made)
     there = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
     assert set(there) > {"bom.json", "build.json", "MODEL_CARD.md", "model.onnx"}
     statement = read((folder / PROVENANCE).read_bytes(), "it")
