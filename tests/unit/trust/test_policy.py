@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -85,9 +85,11 @@ OFFERED = st.lists(
         st.sets(st.sampled_from(["jetson", "x86"])).map(sorted),
     ),
     min_size=1,
+    max_size=6,
 )
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(OFFERED, st.sampled_from(["jetson", "x86", "hailo", ""]), st.booleans())
 def test_a_policy_never_lets_a_device_take_what_it_would_not_take_without_one(
     offered: list[TrustedPackage], device_class: str, asks: bool
