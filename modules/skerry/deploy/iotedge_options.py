@@ -160,7 +160,8 @@ def _sources(container: Container) -> dict[str, list[str]]:
 def _volume(volume: Volume, site: str) -> dict[str, Any]:
     name = f"skerry-{site}-{volume.name}"
     if volume.kind != "frames":
-        return {"Type": "volume", "Source": name, "Target": volume.inside}
+        read_only = {"ReadOnly": True} if volume.read_only else {}
+        return {"Type": "volume", "Source": name, "Target": volume.inside, **read_only}
     # The engine never changes a volume that is there: another size is another volume.
     driver = {"type": "tmpfs", "device": "tmpfs", "o": tmpfs_options(volume)}
     return {
