@@ -218,7 +218,6 @@ class _Desk:
         self.seen = Seen()
         self._first_ns: int | None = None
         self._ready: set[str] = set()
-        self._accepted: dict[str, int] = {}
         self._lock = threading.Lock()
         self._bus = MqttBus(BusSettings(port=port), _SITE, "buffer")
         self._bus.subscribe(EVENTS, self._on_events, _MODULE)
@@ -253,13 +252,8 @@ class _Desk:
 
     def _on_events(self, message: Submission) -> None:
         here = time.monotonic_ns()
-        known = self._accepted.get(message.epoch, 0)
         with self._lock:
-            for event in message.events:
-                if event.seq > known and "captured_ns" in event.data:  # what is repeated was here before
-                    data = event.data
-                    self.seen.event(data["camera"], data["frame"], data["captured_ns"], here)
-        upto = self._accepted[message.epoch] = max(known, message.events[-1].seq)
+            upto = self.seen.submitted(message.epoch, ((e.seq, e.data) for e in message.events), here)
         self._bus.publish(ACCEPTED, Accepted(producer=_MODULE, epoch=message.epoch, seq=upto), _MODULE)
 
     def _on_detections(self, message: Detections) -> None:

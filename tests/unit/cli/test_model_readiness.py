@@ -71,7 +71,7 @@ def test_a_statement_that_was_changed_in_the_repository_is_not_there(run, reposi
     assert code == 0
     name = json.loads(out)["packages"][0]["attestations"][0]["statement"].removeprefix("sha256:")
     blob = Path("repo/blobs/sha256") / name
-    blob.write_bytes(blob.read_bytes().replace(b'"memory_mib":130', b'"memory_mib":131'))
+    blob.write_bytes(blob.read_bytes().replace(b'"Linux 6"', b'"Linux 7"'))
     assert checks(run("readiness repo --json")[1])["attestations"] == (
         "no: amd64-gateway: met, its statement is not there"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from skerry.models.benching.percentiles import percentile
 
@@ -35,10 +36,27 @@ class Seen:
     Attributes:
         answers: by camera.
         events: by camera and frame: when it was taken, and when the last of its events was here.
+        accepted: the last event of each epoch.
     """
 
     answers: dict[str, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     events: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
+
+    def submitted(self, epoch: str, events: Iterable[tuple[int, Mapping[str, Any]]], here_ns: int) -> int:
+        """Events of an epoch, in order: number and data. What is repeated was here before.
+
+        Returns:
+            The number up to which all of the epoch are here.
+        """
+        known = self.accepted.get(epoch, 0)
+        for number, data in events:
+            if number > known:
+                known = number
+                if "captured_ns" in data:  # it came of a frame, and not of an adjustment
+                    self.event(data["camera"], data["frame"], data["captured_ns"], here_ns)
+        self.accepted[epoch] = known
+        return known
 
     def event(self, camera: str, number: int, captured_ns: int, here_ns: int) -> None:
         """An event of a frame was here; a frame is done with its last."""

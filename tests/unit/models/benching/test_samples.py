@@ -61,3 +61,14 @@ def test_a_bad_tenth_shows_though_the_whole_looks_good() -> None:
         captured = n * S // 50
         seen.event("one", n + 1, captured, captured + 80_000_000)
     assert between(seen, ["one"], 0, 10 * S).p95_by_tenth_ms == (5.0, 80.0)
+
+
+def test_events_that_are_repeated_were_here_when_they_first_came() -> None:
+    seen = Seen()
+    seen.answers["one"] += [Answer(1, 0, 2.0), Answer(2, 100_000_000, 2.0)]
+    said = [(n, {"camera": "one", "frame": n, "captured_ns": (n - 1) * 100_000_000}) for n in (1, 2)]
+    assert seen.submitted("e", said[:1], 5_000_000) == 1
+    assert seen.submitted("e", said, 105_000_000) == 2
+    assert seen.submitted("e", said, 900_000_000) == 2
+    assert seen.submitted("f", [(1, {"camera": "one"})], 900_000_000) == 1
+    assert between(seen, ["one"], 0, S).frame_to_event_ms == [5.0, 5.0]
