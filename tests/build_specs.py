@@ -31,10 +31,10 @@ def grey_belt(folder: Path) -> Path:
     return folder
 
 
-def bright_and_dark(folder: Path) -> Path:
-    """A folder a label: pictures of one grey each, all different."""
+def bright_and_dark(folder: Path, more: int = 0) -> Path:
+    """A folder a label: pictures of one grey each, all different, and with another `more` all others."""
     for n in range(PICTURES):
-        label, grey = (("dark", 20 + 2 * n), ("bright", 180 + 2 * n))[n % 2]
+        label, grey = (("dark", 20 + 2 * n + more), ("bright", 180 + 2 * n + more))[n % 2]
         (folder / label).mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / label / f"{n:02}.png"), np.full((60, 80, 3), grey, np.uint8))
     return folder
@@ -114,12 +114,13 @@ def detector_spec(folder: Path, **changes: Any) -> Path:
 def classifier_spec(folder: Path, model: onnx.ModelProto, **changes: Any) -> Path:
     """A spec in `folder` for a model that says bright or dark; on ONNX Runtime alone."""
     bright_and_dark(folder / "greys")
+    bright_and_dark(folder / "others", 1)
     onnx.save(model, folder / "small.onnx")
     return _spec(folder, {
         "name": "greys", "version": "1.0.0", "from": {"onnx": "small.onnx"}, "input": {"scale": [255]},
         "decoder": {"kind": "classification", "activation": "none"}, "labels": ["bright", "dark"],
         "data": {
-            "calibration": {"folder": "greys/bright"}, "evaluation": {"folder": "greys"},
+            "calibration": {"folder": "others"}, "evaluation": {"folder": "greys"},
             "golden": {"take": 2},
         },
         "artifacts": {"onnx-fp32": {"runtimes": ["onnxruntime"]}, "onnx-int8": {"recipes": 2}},
