@@ -18,7 +18,7 @@ from skerry.models import package as packages
 
 if TYPE_CHECKING:
     from skerry.capture.settings import Camera
-    from skerry.inference.drift import Sample
+    from skerry.inference.drift import Recording, Sample
 
 
 def add_command(
@@ -31,13 +31,27 @@ def add_command(
         description="Look at the pictures of a site's camera, one every so many seconds, run the package's "
         "model on them, and write histograms of brightness, sharpness, number, score, size and label of "
         "objects into its manifest. A device compares what it sees with them and reports drift. Show it all "
-        "that the model is meant for: each light, each product.",
-        epilog="example: skerry model baseline models/parts sites/demo.yaml --seconds 3600",
+        "that the model is meant for: each light, each product. Where that takes several cameras, lines or "
+        "days, keep a recording of each (histograms, no pictures) and merge them.",
+        epilog="examples: skerry model baseline models/parts sites/demo.yaml --seconds 3600; "
+        "skerry model baseline models/parts --merge monday.json --merge tuesday.json",
     )
     parser.add_argument(
         "package", type=Path, metavar="PACKAGE", help="the folder; its manifest is written anew"
     )
-    parser.add_argument("site", type=Path, metavar="SITE", help="a site file with the camera, or a recording")
+    parser.add_argument(
+        "site", type=Path, nargs="?", metavar="SITE", help="a site file with the camera, or a video"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="write the histograms of this recording to a file, and leave the package as it is",
+    )
+    parser.add_argument(
+        "--merge", type=Path, action="append", default=[], metavar="FILE",
+        help="recordings that were kept, as one, with what SITE shows if it is given; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--camera", default="", metavar="NAME", help="which, where there are several")
     parser.add_argument(
         "--seconds",
@@ -72,21 +86,19 @@ def run(arguments: argparse.Namespace) -> int:
     """
     drift: Any = import_module("skerry.inference.drift")
     package = packages.load(arguments.package)
-    samples = list(_samples(arguments, package))
-    found = drift.baseline(
-        samples,
-        len(package.labels),
-        every_s=arguments.every,
-        window=arguments.window,
-        in_a_row=arguments.in_a_row,
-    )
+    recording = _recording(arguments, package)
+    if arguments.keep is not None:
+        durable.replace(arguments.keep, msgspec.json.encode(recording) + b"\n")
+        print(f"{arguments.keep}: {recording.samples} pictures in {len(recording.windows)} windows")
+        return 0
+    found = drift.baseline_of(recording, arguments.in_a_row)
     path = package.folder / packages.MANIFEST
     raw = json.loads(path.read_text(encoding="utf-8"))
     raw["baseline"] = msgspec.to_builtins(found)
     mode = path.stat().st_mode
     durable.replace(path, (json.dumps(raw, indent=2) + "\n").encode())
     path.chmod(mode)  # whoever could read it still can: a container's user, say
-    print(f"{path}: {len(samples)} pictures in {found.windows} windows")
+    print(f"{path}: {recording.samples} pictures in {found.windows} windows")
     for name, its in found.signals.items():
         alarms = drift.false_alarms(found, name)
         days = found.every_s * found.window / alarms / 86_400
@@ -95,6 +107,52 @@ def run(arguments: argparse.Namespace) -> int:
     for name in sorted(drift.signals(len(package.labels)).keys() - found.signals.keys()):
         print(f"  {name:12} too few values in too many windows: not watched")
     return 0
+
+
+def _recording(arguments: argparse.Namespace, package: packages.Package) -> Recording:
+    """What the camera shows, and what was kept before."""
+    drift: Any = import_module("skerry.inference.drift")
+    model = package.manifest.artifact.sha256
+    found = [_kept(path, package) for path in arguments.merge]
+    if arguments.site is not None:
+        found.append(
+            drift.recorded(
+                _samples(arguments, package),
+                package.labels,
+                every_s=arguments.every,
+                window=arguments.window,
+                model=model,
+            )
+        )
+    if not found:
+        raise ConfigError("model baseline: expected SITE or --merge FILE, got neither")
+    merged: Recording = drift.merged(found)
+    return merged
+
+
+def _kept(path: Path, package: packages.Package) -> Recording:
+    """A recording from a file, which is of this package's model.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    kind: Any = import_module("skerry.inference.drift").Recording
+    try:
+        found: Recording = msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a recording, got {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: expected a recording of `skerry model baseline --keep` ({error})"
+        ) from error
+    wanted = package.manifest.artifact.sha256
+    if (found.model, found.labels) != (wanted, package.labels):
+        raise ConfigError(
+            f"{path}: expected a recording with the model {wanted[:16]}, got {found.model[:16]}"
+        )
+    if problem := found.problem():
+        raise ConfigError(f"{path}: {problem}")
+    return found
 
 
 def _samples(arguments: argparse.Namespace, package: packages.Package) -> Iterator[Sample]:

@@ -19,7 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -125,7 +127,7 @@ class Histogram:
             self.counts[self.signal.bin_of(value)] += 1
 
     def merge(self, other: Histogram) -> None:
-        """Add what another one has counted."""
+        """Add what another one of the same signal has counted: another window, camera or device."""
         self.counts += other.counts
 
     @property
@@ -149,49 +151,127 @@ def distance(counts: npt.NDArray[np.int64], baseline: npt.NDArray[np.int64]) -> 
     return round(math.sqrt(max(divergence, 0.0)), 6)
 
 
-def baseline(
-    samples: Iterable[Sample], labels: int, *, every_s: float, window: int = 60, in_a_row: int = 3
-) -> Baseline:
-    """Make a package's baseline of what its makers saw, in the order in which they saw it.
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen in one place, window by window: all that a baseline is made of.
+
+    Recordings of several cameras, lines or days are one after `merged`.
+
+    Attributes:
+        model: sha256 of the model's file: what another model sees is another thing.
+        labels: the model's, in their order.
+        every_s: seconds between two samples.
+        window: samples in a window.
+        samples: seen so far, those of a window that was not finished with it.
+        windows: counts of each signal.
+    """
+
+    schema: Literal[1] = 1
+    model: str
+    labels: tuple[str, ...]
+    every_s: float
+    window: Annotated[int, msgspec.Meta(ge=1)]
+    samples: int
+    windows: tuple[dict[str, tuple[Annotated[int, msgspec.Meta(ge=0)], ...]], ...]
+
+    def problem(self) -> str:
+        """Why it is none, empty if it is one: a file may say anything."""
+        known = signals(len(self.labels))
+        for n, window in enumerate(self.windows):
+            for name, counts in window.items():
+                wanted = known[name].bins if name in known else 0
+                if len(counts) != wanted:
+                    return f"windows[{n}].{name}: expected {wanted} bins, got {len(counts)}"
+        return ""
+
+
+def recorded(
+    samples: Iterable[Sample], labels: Sequence[str], *, every_s: float, window: int, model: str = ""
+) -> Recording:
+    """Count samples, window by window, in the order in which they were seen. Holds one window at a time.
 
     Args:
-        samples: of frames that were `every_s` apart, from all that the model is meant for.
-        labels: how many the model has.
+        samples: of frames that were `every_s` apart.
+        labels: the model's.
         every_s: seconds between two samples, here and on the device.
         window: samples in a window.
+        model: sha256 of its file.
+    """
+    known = signals(len(labels))
+    windows = []
+    counts = {name: Histogram(signal) for name, signal in known.items()}
+    n = 0
+    for n, each in enumerate(samples, 1):
+        for name, values in each.values.items():
+            counts[name].add(values)
+        if n % window == 0:
+            windows.append({name: tuple(int(c) for c in its.counts) for name, its in counts.items()})
+            counts = {name: Histogram(signal) for name, signal in known.items()}
+    return Recording(
+        model=model, labels=tuple(labels), every_s=every_s, window=window, samples=n, windows=tuple(windows)
+    )
+
+
+def merged(recordings: Sequence[Recording]) -> Recording:
+    """Several recordings as one, exactly as if one device had seen it all.
+
+    Raises:
+        ConfigError: they were made by another model, or at another pace.
+    """
+    first = recordings[0]
+    for other in recordings[1:]:
+        for name in ("model", "labels", "every_s", "window"):
+            wanted, got = getattr(first, name), getattr(other, name)
+            if wanted != got:
+                raise ConfigError(
+                    f"recordings: expected the {name} {wanted} in all of them, got {got} in one"
+                )
+    return msgspec.structs.replace(
+        first,
+        samples=sum(each.samples for each in recordings),
+        windows=tuple(window for each in recordings for window in each.windows),
+    )
+
+
+def baseline_of(recording: Recording, in_a_row: int = 3) -> Baseline:
+    """Make a package's baseline of what its makers saw.
+
+    Args:
+        recording: of all that the model is meant for.
         in_a_row: suspicious windows in a row that are called drift.
 
     Raises:
         ConfigError: there are too few samples for `FEWEST_WINDOWS`.
     """
-    known = signals(labels)
-    windows: list[dict[str, Histogram]] = []
-    held: list[Sample] = []
-    for each in samples:
-        held.append(each)
-        if len(held) == window:
-            windows.append(_counted(held, known))
-            held = []
-    if len(windows) < FEWEST_WINDOWS:
-        wanted, seen = FEWEST_WINDOWS * window, len(windows) * window + len(held)
-        raise ConfigError(f"baseline: expected {wanted} samples or more, got {seen} (a longer recording)")
-    said = {name: _baseline_of(signal, [w[name] for w in windows]) for name, signal in known.items()}
+    known = signals(len(recording.labels))
+    if len(recording.windows) < FEWEST_WINDOWS:
+        wanted = FEWEST_WINDOWS * recording.window
+        raise ConfigError(
+            f"baseline: expected {wanted} samples or more, got {recording.samples} (a longer recording)"
+        )
+    said = {
+        name: _baseline_of(signal, [Histogram(signal, w[name]) for w in recording.windows if name in w])
+        for name, signal in known.items()
+    }
     return Baseline(
-        every_s=every_s, window=window, in_a_row=in_a_row, windows=len(windows),
-        signals={name: its for name, its in said.items() if its is not None},
+        every_s=recording.every_s, window=recording.window, in_a_row=in_a_row,
+        windows=len(recording.windows), signals={name: its for name, its in said.items() if its is not None},
     )  # fmt: skip
+
+
+def baseline(
+    samples: Iterable[Sample], labels: int, *, every_s: float, window: int = 60, in_a_row: int = 3
+) -> Baseline:
+    """`baseline_of` samples, for a model with so many labels.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    names = [str(n) for n in range(labels)]
+    return baseline_of(recorded(samples, names, every_s=every_s, window=window), in_a_row)
 
 
 FEWEST_WINDOWS = 19
 """Windows that a baseline needs: then one in 20 is suspicious while nothing has changed."""
-
-
-def _counted(samples: Sequence[Sample], known: dict[str, Signal]) -> dict[str, Histogram]:
-    found = {name: Histogram(signal) for name, signal in known.items()}
-    for each in samples:
-        for name, values in each.values.items():
-            found[name].add(values)
-    return found
 
 
 def _baseline_of(signal: Signal, windows: Sequence[Histogram]) -> SignalBaseline | None:

@@ -2,11 +2,12 @@
 
 import math
 from functools import cache
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from tempfile import mkdtemp
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,19 @@ from skerry.capture.pictures import SyntheticFeed
 from skerry.capture.settings import Camera, SyntheticSource
 from skerry.errors import ConfigError
 from skerry.inference import drift
-from skerry.inference.drift import Histogram, Sample, Watch, baseline, distance, false_alarms, signals
+from skerry.inference.drift import (
+    Histogram,
+    Recording,
+    Sample,
+    Watch,
+    baseline,
+    baseline_of,
+    distance,
+    false_alarms,
+    merged,
+    recorded,
+    signals,
+)
 from skerry.inference.model import Model
 from skerry.inference.settings import ModelUse
 from skerry.messages import Detection
@@ -111,6 +124,32 @@ def test_histograms_of_parts_merge_to_that_of_the_whole():
     first.merge(second)
     assert list(first.counts) == list(whole.counts)
     assert whole.total == 5
+
+
+def test_recordings_of_several_devices_make_the_baseline_of_one_that_saw_it_all():
+    random = np.random.default_rng(11)
+    said = {"every_s": 1.0, "window": WINDOW, "model": "m"}
+    days = [drawn(random, n * WINDOW) for n in (7, 11, 4)]
+    parts = [recorded(day, LABELS, **said) for day in days]
+    whole = recorded([each for day in days for each in day], LABELS, **said)
+    for order in permutations(parts):
+        both = merged([merged(order[:2]), order[2]])
+        assert baseline_of(both) == baseline_of(whole), "in whichever order, and however they are paired"
+    there_and_back = msgspec.json.decode(msgspec.json.encode(whole), type=Recording)
+    assert there_and_back == whole == merged(parts)
+    assert there_and_back.problem() == ""
+
+
+def test_recordings_of_different_models_or_paces_are_not_merged():
+    one = recorded([], LABELS, every_s=1.0, window=WINDOW, model="m")
+    for name, value in {"model": "n", "labels": ("bolt",), "every_s": 2.0, "window": 60}.items():
+        with pytest.raises(ConfigError, match=f"expected the {name} "):
+            merged([one, msgspec.structs.replace(one, **{name: value})])
+
+
+def test_a_window_that_was_not_finished_is_in_no_baseline():
+    found = recorded([Sample({"objects": [1.0]})] * (2 * WINDOW + 5), LABELS, every_s=1, window=WINDOW)
+    assert (found.samples, len(found.windows)) == (65, 2)
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan, -1e300, 1e300])
