@@ -19,6 +19,7 @@ from skerry.cli import (
     model_build,
     model_diff,
     model_evaluate,
+    model_export,
     model_install,
     model_layout,
     model_quantise,
@@ -86,12 +87,14 @@ def add_commands(
     golden.set_defaults(func=_golden)
     make = commands.add_parser(
         "import",
-        help="make a package of a foreign ONNX file",
-        description="Clean up the graph, prove that it still answers the same, and write a package.",
+        help="make a package of a foreign ONNX file, or of a model in MLflow",
+        description="Clean up the graph, prove that it still answers the same, and write a package. A model "
+        "in MLflow's file store that was exported from here comes back as it was.",
         epilog="example: skerry model import fastestdet.onnx --manifest sites/models/fastestdet.yaml "
         "--labels coco.names --out build/fastestdet",
     )
-    make.add_argument("model", type=Path, metavar="FILE.onnx")
+    make.add_argument("model", type=Path, metavar="FILE.onnx", nargs="?")
+    model_export.add_source(make)
     make.add_argument(
         "--manifest", type=Path, metavar="SHORT.yaml", help="what the file does not say of itself"
     )
@@ -110,6 +113,7 @@ def add_commands(
     model_build.add_command(commands)
     model_diff.add_command(commands)
     model_evaluate.add_command(commands)
+    model_export.add_command(commands)
     model_quantise.add_command(commands)
     model_readiness.add_command(commands)
     model_registry.add_command(commands)
@@ -267,6 +271,8 @@ def _list(value: Any) -> str:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    if model_export.source(arguments) is not None:
+        return 0
     try:
         importing = import_module("skerry.models.importing")
     except ModuleNotFoundError as error:
