@@ -456,7 +456,8 @@ class Exchange:
         self._forget({leg.key: unfit.reason if unfit and leg is mine else None for leg in legs if leg.key})
         for leg in legs:
             if not leg.activation.ended:
-                leg.activation = leg.activation.failed(reason)
+                own = unfit.reason if unfit is not None and leg is unfit.leg else reason
+                leg.activation = leg.activation.failed(own)
                 self._rim.tell(leg.index, leg.activation)
         return (reason,)
 

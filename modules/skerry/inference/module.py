@@ -258,6 +258,7 @@ class Inference:
             activation = self._steps.get()
             if self._offered is not None:
                 self._slots.stepped(self._offered, activation)
+                self._tell_slots()  # each step: they are in the updater's audit
         self._describe()
 
     def _loaded(self, use: ModelUse, beat: Callable[[], None] = lambda: None) -> Model:
@@ -298,19 +299,24 @@ class Inference:
 
     def _describe(self) -> None:
         """Tell what is installed, and which models are in use."""
-        drift = {n: self._drifts(n, model) for n, model in enumerate(self._models)}
         if self._slots:
-            titles = {n: model.package.title for n, model in enumerate(self._models)}
-            message = self._slots.message(self._settings.module, titles, drift)
-            self._bus.publish(ACTIVATIONS, message, self._settings.module)
+            self._tell_slots()
         models = tuple(
             ModelInUse(
                 model=model.package.title, digest=model.digest, runtime=_ran_by(model, use),
-                cameras=use.cameras, exchange=self._exchanging.get(n, ""), drift=drift[n],
+                cameras=use.cameras, exchange=self._exchanging.get(n, ""),
+                drift=self._drifts(n, model),
             )
             for n, (model, use) in enumerate(zip(self._models, self._settings.models, strict=True))
         )  # fmt: skip
         self._host.remote.describe(_runtimes(), models)
+
+    def _tell_slots(self) -> None:
+        """Tell the updater what serves, and what became of what it offered."""
+        titles = {n: model.package.title for n, model in enumerate(self._models)}
+        drift = {n: self._drifts(n, model) for n, model in enumerate(self._models)}
+        message = self._slots.message(self._settings.module, titles, drift)
+        self._bus.publish(ACTIVATIONS, message, self._settings.module)
 
     def _drifts(self, index: int, model: Model) -> tuple[str, ...]:
         return self._drifting.of(model, lambda camera: self._model_of(camera) == index)
