@@ -86,6 +86,7 @@ OFFERED = st.lists(
     ),
     min_size=1,
     max_size=6,
+    unique_by=lambda package: package.digest,
 )
 
 
