@@ -53,6 +53,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A form of the model, and its files in the package."""
 
     name: str
+    precision: str = ""
     files: tuple[Resource, ...] = ()
 
 

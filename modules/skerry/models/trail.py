@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from skerry.audit import Entry
 from skerry.models import provenance as provenances
-from skerry.models.provenance import PROVENANCE
+from skerry.models.provenance import PROVENANCE, Statement
 from skerry.models.slots import Slots
 
 State = Literal["found", "missing", "wrong"]
@@ -120,19 +120,7 @@ def _of_build(evidence: Evidence) -> Iterator[Link]:
     assert evidence.provenance is not None
     statement = provenances.read(evidence.provenance, f"{evidence.title}: {PROVENANCE}")
     steps = statement.definition.internal_parameters.steps
-    set_ = statement.dependency("calibration")
-    used = [s.name for s in steps if set_ and any(i.sha256 == set_.sha256 for i in s.inputs)]
-    fewer = [m.name for m in statement.definition.internal_parameters.artifacts if "int8" in m.name]
-    if set_ is not None and used:
-        pictures = set_.annotations.get("pictures")
-        told = f"{pictures} pictures sha256:{set_.sha256}, in {', '.join(used)}"
-        yield Link("calibration", "found", told)
-    elif set_ is not None:
-        yield Link("calibration", "wrong", f"sha256:{set_.sha256[:_SHOWN]} went into no step")
-    elif fewer:
-        yield Link("calibration", "missing", f"nothing tells what {', '.join(fewer)} was calibrated on")
-    else:
-        yield Link("calibration", "found", "none, and no form of the model needed any")
+    yield _calibrated(statement)
     wrong = [*provenances.misfits(statement, evidence.files), *provenances.loose_ends(statement)]
     if wrong:
         yield Link("build", "wrong", "; ".join(wrong))
@@ -142,6 +130,20 @@ def _of_build(evidence: Evidence) -> Iterator[Link]:
         spec = statement.definition.external_parameters.spec
         told = ", ".join(f"{each.name} ({each.tool} {each.version})" for each in steps)
         yield Link("build", "found", f"{spec.name} sha256:{spec.sha256[:_SHOWN]}: {told}")
+
+
+def _calibrated(statement: Statement) -> Link:
+    internal, data = statement.definition.internal_parameters, statement.dependency("calibration")
+    fewer = [each.name for each in internal.artifacts if each.precision == "int8"]
+    if not fewer:
+        return Link("calibration", "found", "no form of the model needed any")
+    if data is None:
+        return Link("calibration", "missing", f"nothing tells what {', '.join(fewer)} was calibrated on")
+    used = [step.name for step in internal.steps if any(i.sha256 == data.sha256 for i in step.inputs)]
+    if not used:
+        return Link("calibration", "wrong", f"no step took sha256:{data.sha256[:_SHOWN]}")
+    pictures = data.annotations.get("pictures")
+    return Link("calibration", "found", f"{pictures} pictures sha256:{data.sha256}, in {', '.join(used)}")
 
 
 def _signed(refreshed: Entry | None, gone: str) -> Link:

@@ -39,8 +39,15 @@ def test_a_whole_package_has_all_its_links() -> None:
 
 def test_a_calibration_set_that_went_into_no_step_is_wrong() -> None:
     made = record()
-    idle = msgspec.structs.replace(made, steps=(made.steps[0],), artifacts=())
+    idle = msgspec.structs.replace(made, steps=(made.steps[0],))
     assert links(evidence(idle))["calibration"].state == "wrong"
+
+
+def test_a_calibration_set_whose_forms_were_all_refused_is_no_fault() -> None:
+    made = record()
+    refused = msgspec.structs.replace(made.artifacts[0], status="refused", files=())
+    plain = msgspec.structs.replace(made, steps=made.steps[:1], artifacts=(refused,))
+    assert links(evidence(plain))["calibration"].state == "found"
 
 
 def test_int8_without_a_calibration_set_lacks_its_first_link() -> None:

@@ -124,7 +124,7 @@ def limits(record: BuildRecord) -> Iterator[str]:
         )
     isas = sorted({f.isa for artifact in record.artifacts for f in artifact.figures})
     if isas:
-        yield f"Measured with {', '.join(isas)} alone: int8 answers otherwise on other processors."
+        yield f"Measured with {', '.join(isas)} alone: int8 may answer otherwise on other processors."
     for each in record.artifacts:
         if each.status == "refused":
             yield f"{each.name} was made and refused: {each.reason}."

@@ -61,7 +61,7 @@ def provenance(
                 for each in record.steps
             ),
             artifacts=tuple(
-                Made(name=each.name, files=_contents(each.files))
+                Made(name=each.name, precision=each.precision, files=_contents(each.files))
                 for each in record.artifacts
                 if each.status != "refused"
             ),
