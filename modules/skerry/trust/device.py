@@ -44,6 +44,8 @@ class Trust:
 
     def __init__(self, folder: Path, root: bytes) -> None:
         self._folder = folder
+        self._listed: tuple[tuple[str, str], tuple[TrustedPackage, ...]] | None = None
+        """Root, targets, and the packages that they vouch for: whoever asks, asks often."""
         given = workflow.anchor(root, "root.json")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,8 +85,11 @@ class Trust:
     @property
     def packages(self) -> tuple[TrustedPackage, ...]:
         """What the last good refresh trusted; nothing, if the targets' keys were exchanged since."""
-        targets = _kept(Targets, self._state.targets, self._root())
-        return () if targets is None else workflow.packages(targets)
+        known = self._state.root, self._state.targets
+        if self._listed is None or self._listed[0] != known:
+            targets = _kept(Targets, self._state.targets, self._root())
+            self._listed = known, () if targets is None else workflow.packages(targets)
+        return self._listed[1]
 
     def epoch(self, name: str) -> int:
         """The least security epoch that a model of this name may have."""
