@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skerry.errors import Unavailable
+from skerry.trust.refusals import Malformed
 
 METADATA = "metadata"
 """The folder of a repository that has the metadata; the packages are beside it, an OCI image layout."""
@@ -30,6 +31,7 @@ class Source(Protocol):
 
         Raises:
             Unavailable: the source cannot be read now.
+            Untrusted: what has that name is no file.
         """
 
 
@@ -57,11 +59,12 @@ class Folder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            kind = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
-            raise Unavailable(f"{path}: expected a file, got {kind}") from error
+            if error.errno == errno.ELOOP:
+                raise Malformed(str(path), "expected a file, got a symbolic link") from error
+            raise Unavailable(f"{path}: expected a file, got {error.strerror}") from error
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise Unavailable(f"{path}: expected a file, got something else")
+                raise Malformed(str(path), "expected a file, got something else")
             with open(file, "rb", closefd=False) as opened:
                 return opened.read(most + 1)
         except OSError as error:

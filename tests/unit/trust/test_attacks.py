@@ -301,7 +301,7 @@ def test_what_is_no_file_on_a_stick_is_refused(
             path.mkdir()
         case _:
             path.symlink_to("/dev/zero")
-    with pytest.raises(Unavailable, match="expected a file, got"):
+    with pytest.raises(Malformed, match="expected a file, got"):
         trust.refresh(Folder(publisher.folder), NOW, clock_trusted=True)
 
 
