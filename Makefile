@@ -20,7 +20,7 @@ WORKERS ?= $(shell expr 2 + $$(nproc))
 # pip without -q shows what it fetches; this keeps that and drops the rest.
 SHOW := awk '/^ *Downloading/ { print "  " $$2, $$3, $$4; fflush() }'
 
-.PHONY: help setup setup-dev demo run test test-containers test-arm64 soak check format generate lock bench images \
+.PHONY: help setup setup-dev demo demo-rollout run test test-containers test-arm64 soak check format generate lock bench images \
 	train-demo-model build-demo-model clean
 
 help:  ## this list
@@ -32,6 +32,9 @@ setup-dev: $(VENV)/.setup-dev  ## the same, with what tests and checks need
 
 demo: $(VENV)/.setup  ## the bundled site, end to end, for half a minute
 	@$(BIN)/skerry demo $(ARGS)
+
+demo-rollout: $(VENV)/.setup  ## a signed model comes to serve, a bad one never does: a minute
+	@scripts/demo-rollout
 
 run: $(VENV)/.setup  ## a site until Ctrl-C: make run SITE=sites/demo.yaml
 	@$(BIN)/skerry run $(SITE) $(ARGS)
