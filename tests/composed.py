@@ -135,7 +135,11 @@ def composed(site: Path, folder: Path, *, secure: bool = False) -> Iterator[Comp
         assert main(["certs", str(site), "--out", str(certificates)]) == 0
         for path in (certificates, *certificates.rglob("*")):
             shutil.chown(path, USER, USER)
-    inside, _ = contained(load_site(site, here=False))
+    inside, mounts = contained(load_site(site, here=False))
+    for mount in mounts:
+        if mount.role == "inputs":
+            (folder / "inputs").mkdir(exist_ok=True)
+            shutil.copy(mount.outside, folder / "inputs" / mount.name)
     running = Composed(
         folder, plan(inside, place(inside, secure=secure)), f"skerry-test-{os.getpid()}-{next(_numbers)}"
     )
