@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
 from inference_site import Site
 from skerry.errors import ConfigError
 from skerry.inference import sampling
+from skerry.inference.drift import Sample, baseline
 from skerry.inference.samples import Kept, Shelf
 from skerry.inference.settings import InferenceSettings
 from skerry.settings import parse
 from skerry.testing import eventually
-from tiny_models import BOX, bright_model, write_package
+from tiny_models import BOX, LABELS, bright_model, write_package
 
 LOW = {"when": ["low_score"], "low_score": 0.6, "per_hour": 3600}
 ALLOWED = {"snapshots": {"gate": "allowed"}}
@@ -92,6 +94,25 @@ def test_a_doubtful_object_is_kept_as_a_crop_with_what_the_model_saw(site: Site)
     pixels = cv2.imread(str(Shelf(site.path / "state" / "samples").picture(kept(site)[0].name)))
     assert pixels.shape == (12, 16, 3)
     assert len(np.unique(pixels > 108)) == 2, "the object and grey around it"
+
+
+def test_while_a_camera_drifts_its_pictures_are_kept_and_no_other_cameras(site: Site) -> None:
+    its = baseline([Sample({"brightness": [128.0]})] * 400, len(LABELS), every_s=1, window=20, in_a_row=1)
+    path = site.path / "package" / "manifest.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**raw, "baseline": msgspec.to_builtins(its)}), encoding="utf-8")
+    cameras = {"gate": 0.5, "ramp": 0.2}
+    drifting = {"when": ["drift"], "per_hour": 3600, "privacy": "blur"}
+    shown = [(site.camera(name), grey) for name, grey in cameras.items()]
+    with site.running(use(site, drifting), snapshots=dict.fromkeys(cameras, "allowed")):
+        for n in range(20):
+            for camera, grey in shown:
+                camera.shoot(grey, media_ns=n * 10**9)
+            eventually(lambda n=n: len(site.results) == 2 * n + 2)
+        assert kept(site) == ()
+        eventually(lambda: [camera.shoot(grey) for camera, grey in shown] and kept(site))
+    assert {each.about.camera for each in kept(site)} == {"ramp"}
+    assert {each.about.why for each in kept(site)} == {"drift: brightness"}
 
 
 @pytest.mark.parametrize("snapshots", [{}, {"ramp": "allowed"}])
