@@ -130,6 +130,9 @@ def test_a_hook_writes_the_model_in_a_process_of_its_own(tmp_path: Path) -> None
     assert str(tmp_path).encode() not in (tmp_path / "out.onnx").read_bytes()
     assert (its.form, its.file, its.function) == ("python", "export.py", "make")
     assert (step.name, step.tool, step.parameters) == ("export", "python", {"labels": "5"})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "export.py").write_text(HOOK.format(tests=tests))
+    assert source.fetch(wish, tmp_path / "elsewhere", tmp_path / "other.onnx") == (its, step)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Source(Settings, frozen=True, kw_only=True):
     function: str = ""
     """In the hook's file."""
     onnx_sha256: Sha256
-    """Of the ONNX file, before anything was done to it."""
+    """Of the ONNX file, before anything was done to it but for remarks that a hook left in it."""
 
 
 class DataSet(Settings, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import onnx
 
 from skerry.errors import ConfigError, PackageError
@@ -42,28 +43,35 @@ def fetch(source: From, base: Path, out: Path) -> tuple[Source, Step]:
         ConfigError: the hook's interpreter cannot be started.
         PackageError: the hook failed, or it is no ONNX file.
     """
+    raw = ""
     if source.onnx:
         path = base / source.onnx
         model, raw = read_model(path), digest(path)
-        said = Source(form="onnx", file=path.name, sha256=raw, onnx_sha256=raw)
-        step = Step(name="read", tool="onnx", version=onnx.__version__)
+        step = Step(
+            name="read", tool="onnx", version=onnx.__version__,
+            inputs=(Content(name=path.name, sha256=raw),),
+        )  # fmt: skip
     else:
         path = base / source.python
         versions = _call(source, path, base, out)
-        model, raw = read_model(out), digest(out)
-        said = Source(
-            form="python", file=path.name, sha256=digest(path), function=source.function, onnx_sha256=raw
-        )
+        model = read_model(out)
         tool = "torch" if "torch" in versions else "python"
         parameters = {key: json.dumps(value) for key, value in source.arguments.items()}
         step = Step(
             name="export", tool=tool, version=versions[tool], parameters=parameters,
-            inputs=(Content(name=path.name, sha256=said.sha256),),
+            inputs=(Content(name=path.name, sha256=digest(path)),),
             said=tuple(f"{name} {version}" for name, version in versions.items()),
         )  # fmt: skip
     strip(model)
     out.write_bytes(model.SerializeToString(deterministic=True))
-    return said, _with_output(step, Content(name="source.onnx", sha256=digest(out)), raw)
+    made = digest(out)
+    said = Source(
+        form="onnx" if source.onnx else "python", file=path.name, sha256=digest(path),
+        function="" if source.onnx else source.function,
+        # Of what a hook wrote, without its remarks: they name the folder in which it ran.
+        onnx_sha256=raw if source.onnx else made,
+    )  # fmt: skip
+    return said, msgspec.structs.replace(step, outputs=(Content(name="source.onnx", sha256=made),))
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -94,14 +102,6 @@ def _strip_node(node: onnx.NodeProto) -> None:
             _strip_graph(attribute.g)
         for graph in attribute.graphs:
             _strip_graph(graph)
-
-
-def _with_output(step: Step, output: Content, raw: str) -> Step:
-    inputs = step.inputs or (Content(name="as it came", sha256=raw),)
-    return Step(
-        name=step.name, tool=step.tool, version=step.version, parameters=step.parameters,
-        inputs=inputs, outputs=(output,), said=step.said,
-    )  # fmt: skip
 
 
 def _call(source: From, path: Path, base: Path, out: Path) -> dict[str, str]:
