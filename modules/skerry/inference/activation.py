@@ -15,6 +15,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import msgspec
@@ -46,6 +47,15 @@ _FEWEST_FAILURES = 3
 _FEWEST_OBJECTS = 10
 """Agreement on fewer proves nothing."""
 _FEWEST_TIMES = 20
+_WARMING = 20
+"""Results in which memory may grow as it likes: caches and arenas fill."""
+_FEWEST_GROWING = 40
+"""Results in which memory grows; fewer prove nothing."""
+_LEAST_GROWN_MB = 16.0
+"""Less may be anything: an allocator's arena, another camera."""
+_SLOWEST_QUARTER = 0.1
+"""A leak goes on: each quarter of the time has at least this share of it. One step is none."""
+_MOST_WEIGHED = 512
 _TRIES = 3
 """Of one version that the process may not survive."""
 _REMEMBERED = 32
@@ -111,12 +121,25 @@ class Activation(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, step=step, said=(*self.said, (step, reason)))
 
 
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process may come to with a model.
+
+    Attributes:
+        most_mb: of the whole process; None: any.
+        mb_per_1000: that it may grow by, in a thousand results; None: any.
+    """
+
+    most_mb: float | None = None
+    mb_per_1000: float | None = None
+
+
 class Watch:
     """What a model does on live frames, held against what it may.
 
     Args:
         limit_ms: of the median time for a frame; None: any.
         least_agreement: with the other model, 0 to 1.
+        memory: of the process.
 
     Attributes:
         results: seen so far.
@@ -124,9 +147,17 @@ class Watch:
         agreement: with the other model, on the frames that both looked at.
     """
 
-    def __init__(self, limit_ms: float | None, least_agreement: float) -> None:
+    def __init__(
+        self,
+        limit_ms: float | None,
+        least_agreement: float,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
+    ) -> None:
         self._limit_ms = limit_ms
         self._least = least_agreement
+        self._memory = memory
+        self._weighed: list[tuple[int, float]] = []
+        self._too_much = ""
         self._times: deque[float] = deque(maxlen=101)
         self._reason = ""
         self.results = self.failures = 0
@@ -150,6 +181,13 @@ class Watch:
         """Both models looked at a frame."""
         self.agreement += agreement
 
+    def weighed(self, mb: float) -> None:
+        """The process takes so many MiB now."""
+        self._weighed.append((self.results, mb))
+        if len(self._weighed) > _MOST_WEIGHED:
+            del self._weighed[::2]
+        self._too_much = self._overweight()
+
     @property
     def objection(self) -> str:
         """Why the model must not serve, empty while nothing is known against it."""
@@ -162,6 +200,18 @@ class Watch:
         share = self.agreement.share
         if share is not None and self.agreement.either >= _FEWEST_OBJECTS and share < self._least:
             return f"expected {self._least:.0%} agreement with the other model, got {self.agreement}"
+        return self._too_much
+
+    def _overweight(self) -> str:
+        """What is against the memory that it takes; empty where nothing is."""
+        least = min((mb for _, mb in self._weighed[-3:]), default=0.0)
+        most, rate = self._memory.most_mb, self._memory.mb_per_1000
+        if most is not None and len(self._weighed) >= 3 and least > most:
+            return f"expected the process to take at most {most:.0f} MB, got {least:.0f}"
+        grown, results = leaked(self._weighed)
+        if rate is not None and grown > rate * results / 1000:
+            got = f"{grown * 1000 / results:.0f} ({grown:.0f} MB in {results} results)"
+            return f"expected memory to grow by at most {rate:g} MB in 1000 results, got {got}"
         return ""
 
     def __str__(self) -> str:
@@ -219,6 +269,29 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
 def key(digest: str, runtime: str, device: str, threads: int | None) -> str:
     """What one try is about: a package may fail on one runtime and do well on another."""
     return f"{digest[:16]} {runtime}/{device}/{threads or 'default'}"
+
+
+def leaked(weighed: Sequence[tuple[int, float]]) -> tuple[float, int]:
+    """How much memory has leaked, and in how many results; (0, 0) where it cannot be told from anything else.
+
+    What grows once is no leak, however much it is; what grows in each quarter of the results is one, by so
+    much that it is no accident.
+
+    Args:
+        weighed: results so far, and MiB of the process, in order; results do not fall.
+    """
+    known = [(n, mb) for n, mb in weighed if n >= _WARMING]
+    if not known or known[-1][0] - known[0][0] < _FEWEST_GROWING:
+        return 0.0, 0
+    first, last = known[0][0], known[-1][0]
+    edges = [first + (last - first) * quarter / 4 for quarter in range(5)]
+    # What is taken at an edge is what was weighed next: then a step lies in one quarter only.
+    at = [next(mb for n, mb in known if n >= edge) for edge in edges[:-1]] + [known[-1][1]]
+    grown = at[-1] - at[0]
+    slowest = min(after - before for before, after in pairwise(at))
+    if grown < _LEAST_GROWN_MB or slowest < _SLOWEST_QUARTER * grown:
+        return 0.0, 0
+    return grown, last - first
 
 
 def median_at_most(samples: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ import structlog
 
 from skerry import durable
 from skerry.errors import PackageError, SkerryError
-from skerry.inference.activation import Activation, Attempts, Watch, key, median_at_most
+from skerry.inference.activation import Activation, Attempts, Memory, Watch, key, median_at_most
 from skerry.inference.agreement import compare
 from skerry.inference.golden import differences
 from skerry.inference.measure import picture
@@ -74,6 +74,7 @@ class Leg:
         new: the model that is to serve, once it is loaded.
         watch: what is known of it on live frames.
         limit_ms: of a frame, by the package's budget and the site's.
+        memory: that the process may take with it.
     """
 
     index: int
@@ -82,6 +83,7 @@ class Leg:
     new: Model | None = None
     key: str = ""
     limit_ms: float | None = None
+    memory: Memory = field(default_factory=Memory)
     activation: Activation = field(init=False)
     watch: Watch = field(init=False)
 
@@ -265,6 +267,11 @@ class Exchange:
             leg.old.unload()
             self._passed(leg, "there is no memory for both")
         before = rss_mb()
+        budget_mb = package.manifest.budget.memory_mb
+        leg.memory = Memory(
+            most_mb=None if budget_mb is None else before + budget_mb,
+            mb_per_1000=leg.use.exchange.growth_mb_per_1000,
+        )
         new = self._loaded(leg)
         self._check()
         leg.new = new
@@ -353,7 +360,7 @@ class Exchange:
     def _look_on(self, legs: Sequence[Leg]) -> None:
         """The shadow: the new models see live frames, and what they say is compared and not sent."""
         for leg in legs:
-            leg.watch = Watch(None, leg.use.exchange.least_agreement)
+            leg.watch = Watch(None, leg.use.exchange.least_agreement, leg.memory)
         until = time.monotonic() + max((leg.use.exchange.shadow_s for leg in legs), default=0)
         while waiting := [leg for leg in legs if leg.watch.results < leg.use.exchange.shadow_frames]:
             left = until - time.monotonic()
@@ -365,6 +372,7 @@ class Exchange:
             leg, pixels, serving = pair
             seen, ms = self._shown(leg, leg.new, pixels)
             leg.watch.note(seen.reason, ms)
+            leg.watch.weighed(rss_mb())
             if not seen.reason and not serving.reason:
                 leg.watch.compared(compare(serving.objects, seen.objects))
             if leg.watch.objection:
@@ -375,7 +383,7 @@ class Exchange:
     def _probation(self, legs: Sequence[Leg]) -> None:
         """The new models serve, and the old ones look on."""
         for leg in legs:
-            leg.watch = Watch(leg.limit_ms, leg.use.exchange.least_agreement)
+            leg.watch = Watch(leg.limit_ms, leg.use.exchange.least_agreement, leg.memory)
             self._passed(leg, f"for {leg.use.exchange.probation_s:g} s")
         until = time.monotonic() + max(leg.use.exchange.probation_s for leg in legs)
         both = [leg for leg in legs if not leg.activation.unloads]
@@ -392,7 +400,10 @@ class Exchange:
         self._judge(legs)
 
     def _judge(self, legs: Sequence[Leg]) -> None:
+        mb = rss_mb()
         with self._changed:  # the loop adds to what is watched
+            for leg in legs:
+                leg.watch.weighed(mb)
             found = [(leg, leg.watch.objection) for leg in legs]
         for leg, objection in found:
             if objection:

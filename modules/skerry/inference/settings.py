@@ -54,6 +54,9 @@ class ExchangeSettings(Settings, frozen=True, kw_only=True):
     """Objects that both models see, as a share of those that one of them sees; 0 asks for none."""
     probation_s: Annotated[float, Meta(ge=0)] = 30.0
     """How long the new model is watched while it serves, and the old one kept to go back to."""
+    growth_mb_per_1000: Positive | None = 10.0
+    """MiB that the process may grow by in 1000 results of the new model, while it is watched; null: any. From
+    16 MiB on, and 40 results after the first 20, a leak is told from what only grows once."""
     force: Annotated[str, Meta(pattern=r"^([0-9a-f]{8,64})?$(?!\n)")] = ""
     """Digest, or its first digits, of a package that failed here and is to be tried all the same."""
 

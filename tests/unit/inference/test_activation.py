@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from skerry.inference.activation import Activation, Attempts, Watch, key, median_at_most
+from skerry.inference.activation import Activation, Attempts, Memory, Watch, key, leaked, median_at_most
 from skerry.inference.agreement import Agreement
 
 STEPS = ["offered", "compatible", "golden", "budget", "shadow", "switched", "probation", "confirmed"]
@@ -179,3 +179,72 @@ def test_the_bound_of_a_median_holds_in_nineteen_of_twenty_samples():
     held = sum(median_at_most([draw.expovariate(1) for _ in range(30)]) >= 0.6931 for _ in range(2000))
     assert 0.94 < held / 2000 < 0.98
     assert median_at_most([1, 2, 3, 4, 5]) == 5
+
+
+def _grown(*mb: float, every: int = 4) -> list[tuple[int, float]]:
+    """Weighed after every few results, from the first one on."""
+    return [(n * every, each) for n, each in enumerate(mb)]
+
+
+def test_memory_that_grows_all_the_time_has_leaked():
+    grown, results = leaked(_grown(*(100 + n for n in range(40))))
+    assert (grown, results) == (34.0, 136), "from the first 20 results on"
+
+
+@pytest.mark.parametrize(
+    "mb",
+    [
+        [100.0] * 40,
+        [100.0] * 20 + [400.0] * 20,
+        [100.0 + 30 * min(n / 12, 1) for n in range(40)],
+        [100 + 0.3 * n for n in range(40)],
+        [100 + 4.0 * n for n in range(12)],
+        [100 + 4.0 * n for n in range(6)] + [120.0] * 34,
+        [100 + n - 20 * (n % 2) for n in range(40)],
+        [],
+    ],
+    ids=[
+        "nothing",
+        "a step",
+        "a ramp that ends",
+        "too little",
+        "too few results",
+        "warming",
+        "up and down",
+        "none",
+    ],
+)
+def test_what_grows_once_or_hardly_is_no_leak(mb: list[float]):
+    assert leaked(_grown(*mb)) == (0.0, 0)
+
+
+def _weighed(memory: Memory, *mb: float) -> Watch:
+    watch = Watch(None, 0.0, memory)
+    for each in mb:
+        for _ in range(4):
+            watch.note("", 5.0)
+        watch.weighed(each)
+    return watch
+
+
+def test_a_leak_beyond_the_bound_is_told_and_one_within_it_is_not():
+    mb = [100.0 + n for n in range(40)]  # 250 MB in 1000 results
+    assert _weighed(Memory(mb_per_1000=240), *mb).objection == (
+        "expected memory to grow by at most 240 MB in 1000 results, got 250 (35 MB in 140 results)"
+    )
+    assert _weighed(Memory(mb_per_1000=260), *mb).objection == ""
+    assert _weighed(Memory(), *mb).objection == ""
+
+
+def test_what_the_budget_allows_the_process_is_told_once_it_stays_above_it():
+    memory = Memory(most_mb=150)
+    assert _weighed(memory, 100, 149, 150).objection == ""
+    assert _weighed(memory, 151, 151).objection == ""
+    assert _weighed(memory, 100, 180, 140, 180).objection == "", "for a moment"
+    assert _weighed(memory, 160, 151, 170).objection == "expected the process to take at most 150 MB, got 151"
+
+
+def test_what_is_weighed_takes_bounded_room_and_a_leak_is_told_all_the_same():
+    watch = _weighed(Memory(mb_per_1000=10), *(100 + n / 10 for n in range(3000)))
+    assert len(watch._weighed) <= 512
+    assert "expected memory to grow by at most 10 MB in 1000 results, got 25" in watch.objection
