@@ -239,6 +239,11 @@ class _Bench:
         fast: Run = self._bench.run(
             setup, free, self._cache, say, seconds=min(max(1.0, seconds / 10), 60.0), warm_up_s=warm_up_s
         )
+        if not fast.window.frame_to_event_ms:
+            raise Unavailable(
+                f"{self.package.title}: expected frames that lead to events, got none: the model sees "
+                "nothing that moves there (--video FILE with what it knows)"
+            )
         several = self.scenario == "multi-stream"
         pace = self._bench.Pace(fps=self._fps, waiting=0 if several else 1)
         shown = f"{self._count} x {self._fps:g} frames/s" if several else "one frame at a time"
@@ -246,11 +251,6 @@ class _Bench:
         main: Run = self._bench.run(
             setup, pace, self._cache, say, seconds=seconds, warm_up_s=warm_up_s, least=least_samples(0.95)
         )
-        if not main.window.frame_to_event_ms:
-            raise Unavailable(
-                f"{self.package.title}: expected frames that lead to events, got none: the model sees "
-                "nothing that moves there (--video FILE with what it knows)"
-            )
         say(f"{self.package.title}: the model alone")
         alone, used = _alone(self._use, self._cache, setup, min(seconds, 10.0))
         return Measured(
