@@ -26,7 +26,7 @@ from skerry.models.pull import pull
 from skerry.models.push import push
 from skerry.models.references import Reference, parse
 from skerry.trust.device import Trust
-from skerry.trust.packages import TrustedPackage, choose
+from skerry.trust.packages import Attested, TrustedPackage, choose
 from skerry.trust.refusals import RolledBack
 from skerry.updater.fetch import NotThere, entries, fetch
 from skerry.updater.registry import Login, Registry, RegistrySource
@@ -425,6 +425,28 @@ def test_a_pulled_repository_is_one_that_devices_trust(
     there = {name: raw for name, raw in files(publisher.folder).items() if name != "signing.json"}
     assert files(tmp_path / "stick") == there
     assert done.metadata == len(publisher.files)
+
+
+def test_what_was_attested_goes_along(running: Running, repository: str, tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path / "repository")
+    new = layout.pack(package_folder(tmp_path / "1.0.0"), publisher.folder)
+    statement = b'{"measured": "somewhere"}'
+    digest = oci.sha256(statement)
+    (publisher.folder / "blobs" / "sha256" / digest).write_bytes(statement)
+    said = Attested(device_class="x86", statement=f"sha256:{digest}", verdict="met", memory_mib=1)
+    publisher.add(
+        TrustedPackage(
+            digest=f"sha256:{new.listing.digest}", length=new.listing.size, name=NAME, version="1.0.0",
+            attestations=(said,),
+        )
+    )  # fmt: skip
+    registry = registry_of(running, repository)
+    push(publisher.folder, registry, "latest")
+    pull(registry, Reference(running.url, repository, "latest"), tmp_path / "stick")
+    assert (tmp_path / "stick" / "blobs" / "sha256" / digest).read_bytes() == statement
+    (publisher.folder / "blobs" / "sha256" / digest).write_bytes(b"{}")
+    with pytest.raises(PackageError, match="a statement: expected sha256"):
+        push(publisher.folder, registry, "latest")
 
 
 # Commands

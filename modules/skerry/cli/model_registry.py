@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -127,7 +128,7 @@ def _push(arguments: argparse.Namespace) -> int:
     for tag, packed in done.packages:
         print(f"{packed.config.title:24} sha256:{packed.listing.digest}  :{tag}")
     signed = f"{done.metadata} files of signed metadata" if done.metadata else "no signed metadata"
-    print(f"{target}: {len(done.packages)} packages, {signed}; {_amount(done.sent)} sent, "
+    print(f"{target}: {_packages(done.packages)}, {signed}; {_amount(done.sent)} sent, "
           f"{_amount(done.there)} were there")  # fmt: skip
     return 0
 
@@ -158,7 +159,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     signed = "no signed metadata"
     if done.metadata:
         signed = f"{done.metadata} files of signed metadata (skerry model verify judges them)"
-    print(f"{arguments.out}: {len(done.packages)} packages, {signed}; {_amount(done.received)} received, "
+    print(f"{arguments.out}: {_packages(done.packages)}, {signed}; {_amount(done.received)} received, "
           f"{_amount(done.there)} were there")  # fmt: skip
     return 0
 
@@ -169,6 +170,10 @@ def _row(packed: Packed) -> dict[str, Any]:
         "digest": f"sha256:{packed.listing.digest}",
         "bytes": packed.listing.total,
     }
+
+
+def _packages(listed: Sequence[object]) -> str:
+    return f"{len(listed)} package{'s' * (len(listed) != 1)}"
 
 
 def _amount(size: int) -> str:

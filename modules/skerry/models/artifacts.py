@@ -1,8 +1,9 @@
 """What a registry carries beside packages: signed metadata as an artifact, and an index of all. No I/O.
 
 A registry knows no folders, so the metadata of a repository is an artifact of its own: one layer a file,
-under the annotation of its name. It is found by a tag, or in an index that a tag leads to. Neither is
-signed: both are believed as far as to look there, as the folder `metadata` is.
+under the annotation of its name, and one for each statement that the metadata names by its digest. It is
+found by a tag, or in an index that a tag leads to. Neither is signed: both are believed as far as to look
+there, as the folder `metadata` is.
 
 Source: OCI Image Format Specification 1.1, manifest.md, "Guidelines for Artifact Usage".
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from skerry.models.oci import TITLE, Blob, Digest, Size
 
 METADATA_TYPE = "application/vnd.skerry.metadata.v1"
 METADATA_FILE_TYPE = "application/vnd.skerry.metadata.file.v1+json"
+STATEMENT_TYPE = "application/vnd.skerry.statement.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 EMPTY = b"{}"
 MOST_METADATA = 1000
@@ -35,9 +37,14 @@ class _Titled(msgspec.Struct, frozen=True, rename={"title": TITLE}):
 
 
 class _Layer(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str
     digest: Digest
     size: Size
-    annotations: _Titled
+    annotations: _Titled | None = None
+
+    @property
+    def blob(self) -> Blob:
+        return Blob(self.digest.removeprefix("sha256:"), self.size)
 
 
 class _Artifact(msgspec.Struct, frozen=True, rename="camel"):
@@ -59,8 +66,8 @@ def kind(raw: bytes, where: str) -> tuple[str, str]:
     return head.media_type, head.artifact_type
 
 
-def make_metadata(files: Mapping[str, Blob]) -> bytes:
-    """The manifest of a repository's metadata, by the names of its files."""
+def make_metadata(files: Mapping[str, Blob], statements: Iterable[Blob] = ()) -> bytes:
+    """The manifest of a repository's metadata, by the names of its files, and of statements that it names."""
     return oci.canonical(
         {
             "schemaVersion": 2,
@@ -70,7 +77,8 @@ def make_metadata(files: Mapping[str, Blob]) -> bytes:
             "layers": [
                 {**_descriptor(METADATA_FILE_TYPE, blob), "annotations": {TITLE: name}}
                 for name, blob in sorted(files.items())
-            ],
+            ]
+            + [_descriptor(STATEMENT_TYPE, blob) for blob in sorted(set(statements))],
         }
     )
 
@@ -81,15 +89,30 @@ def read_metadata(raw: bytes, where: str) -> dict[str, Blob]:
     Raises:
         PackageError: it is none.
     """
-    if kind(raw, where) != (oci.MANIFEST_TYPE, METADATA_TYPE):
-        raise PackageError(f"{where}: expected signed metadata ({METADATA_TYPE}), got something else")
     found: dict[str, Blob] = {}
-    for layer in _read(_Artifact, raw, where).layers:
-        name = layer.annotations.title
+    for layer in _layers(raw, where):
+        if layer.media_type != METADATA_FILE_TYPE:
+            continue
+        name = layer.annotations.title if layer.annotations is not None else ""
         if not METADATA_NAME.fullmatch(name) or name in found:
             raise PackageError(f"{where}: expected names of files, each once, got {name[:80]!r}")
-        found[name] = Blob(layer.digest.removeprefix("sha256:"), layer.size)
+        found[name] = layer.blob
     return found
+
+
+def read_statements(raw: bytes, where: str) -> tuple[Blob, ...]:
+    """The statements that such a manifest lists.
+
+    Raises:
+        PackageError: it is none.
+    """
+    return tuple(layer.blob for layer in _layers(raw, where) if layer.media_type == STATEMENT_TYPE)
+
+
+def _layers(raw: bytes, where: str) -> tuple[_Layer, ...]:
+    if kind(raw, where) != (oci.MANIFEST_TYPE, METADATA_TYPE):
+        raise PackageError(f"{where}: expected signed metadata ({METADATA_TYPE}), got something else")
+    return _read(_Artifact, raw, where).layers
 
 
 def make_metadata_entry(manifest: Blob) -> dict[str, Any]:

@@ -114,7 +114,12 @@ class _Receiver:
     def metadata(self, entry: Entry) -> int:
         """Signed metadata, as files; the timestamp last. Whether it may be trusted is for devices to say."""
         source = RegistryMetadata(self._registry, entry.digest)
-        files = self.again(source.files)
+        where = f"{self._registry.where}: metadata"
+        raw = self.again(lambda: self._registry.manifest(entry.digest, oci.INDEX_BYTES))
+        oci.check_digest(raw, entry.hexadecimal, where)
+        files = artifacts.read_metadata(raw, where)
+        for blob in artifacts.read_statements(raw, where):
+            self._document(blob, "statement")
         folder = self._out / METADATA
         folder.mkdir(exist_ok=True)
         for name in sorted(files, key=_place):

@@ -90,6 +90,7 @@ def push(
             layout.select(folder, digest).hexadecimal
         ]  # fmt: skip
         metadata = _metadata(folder)
+        statements = _statements(folder, metadata)
     except OSError as error:
         raise PackageError(
             f"{error.filename or folder}: expected an image layout, got {error.strerror}"
@@ -112,7 +113,9 @@ def push(
         sender.manifest(tag_of(packed), raw, oci.MANIFEST_TYPE)
     if metadata:
         entries = [e for e in entries if e["artifactType"] != METADATA_TYPE]
-        entries.append(artifacts.make_metadata_entry(sender.metadata(f"{tag}.metadata"[:128], metadata)))
+        entries.append(
+            artifacts.make_metadata_entry(sender.metadata(f"{tag}.metadata"[:128], metadata, statements))
+        )
     index = sender.manifest(tag, oci.make_index(entries), oci.INDEX_TYPE)
     return Pushed(
         tuple((tag_of(p), p) for p in packages), len(metadata), f"sha256:{index.digest}", sender.sent,
@@ -205,11 +208,12 @@ class _Sender:
         self._told(tag, len(raw), len(raw))
         return blob
 
-    def metadata(self, tag: str, files: dict[str, bytes]) -> Blob:
-        """Signed metadata, as an artifact."""
+    def metadata(self, tag: str, files: dict[str, bytes], statements: list[bytes]) -> Blob:
+        """Signed metadata, and the statements that it names, as an artifact."""
         self.content("metadata", artifacts.EMPTY)
         listed = {name: self.content(f"metadata {name}", raw) for name, raw in sorted(files.items())}
-        return self.manifest(tag, artifacts.make_metadata(listed), oci.MANIFEST_TYPE)
+        named = [self.content("statement", raw) for raw in statements]
+        return self.manifest(tag, artifacts.make_metadata(listed, named), oci.MANIFEST_TYPE)
 
     def _has(self, blob: Blob) -> bool:
         where = self._registry.at(f"blobs/sha256:{blob.digest}")
@@ -337,6 +341,30 @@ def _metadata(folder: Path) -> dict[str, bytes]:
     if len(names) > artifacts.MOST_METADATA:
         raise PackageError(f"{there}: expected at most {artifacts.MOST_METADATA} files, got {len(names)}")
     return {name: Layout(folder).document(f"{METADATA}/{name}", _METADATA_BYTES) for name in names}
+
+
+def _statements(folder: Path, metadata: dict[str, bytes]) -> list[bytes]:
+    """What the newest targets name among the blobs, beside packages: attestations of what was measured."""
+    numbered = [name.partition(".")[0] for name in metadata if name.endswith(".targets.json")]
+    newest = max((int(number) for number in numbered if number.isdecimal()), default=0)
+    if not newest:
+        return []
+    try:
+        targets = json.loads(metadata[f"{newest}.targets.json"])["signed"]["targets"].values()
+        said = [each["statement"] for t in targets for each in t.get("custom", {}).get("attestations", ())]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise PackageError(f"{folder}: {newest}.targets.json: expected signed metadata") from error
+    digests = sorted({str(digest).removeprefix("sha256:") for digest in said})
+    found = []
+    for digest in digests:
+        raw = (
+            Layout(folder).document(f"blobs/sha256/{digest}", oci.CONFIG_BYTES)
+            if oci.HEX.fullmatch(digest)
+            else b""
+        )
+        oci.check_digest(raw, digest, f"{folder}: a statement")
+        found.append(raw)
+    return found
 
 
 def _merged(before: bytes, packages: list[Packed], where: str, *, force: bool) -> list[dict[str, Any]]:
