@@ -302,6 +302,8 @@ class AuditLog:
                 self._write(self._stamp(), "missed", {"count": self._missed})
                 self._missed = 0
         except OSError as error:
+            if isinstance(error, FileNotFoundError):  # somebody removed it: look again at what is there
+                self._release()
             reason = f"{error.filename or self.folder}: {error.strerror or error}"
             if self.fault != reason:
                 log.warning(

@@ -359,6 +359,21 @@ def test_a_full_disk_stops_nobody_and_what_waited_is_kept_in_order(tmp_path: Pat
     assert verify(tmp_path, log.head).problems == ()
 
 
+@pytest.mark.parametrize("what", ["folder", "segment"])
+def test_a_log_that_is_removed_under_its_writer_goes_on_with_what_is_there(tmp_path: Path, what: str) -> None:
+    log = opened(tmp_path / "log")
+    for _ in range(3):
+        assert log.append("step", reason=LONG) is not None
+    head = log.head
+    shutil.rmtree(tmp_path / "log") if what == "folder" else max((tmp_path / "log").iterdir()).unlink()
+    with capture_logs():
+        assert log.append("step", step="lost from sight") is None
+        assert log.append("step", step="last") is not None
+    assert [e.fields.get("step") for e in log.entries()][-2:] == ["lost from sight", "last"]
+    assert verify(tmp_path / "log").problems == ()
+    assert verify(tmp_path / "log", head).problems, "it is noticed elsewhere"
+
+
 def test_entries_beyond_what_can_wait_are_counted(tmp_path: Path) -> None:
     full = {"full": True}
     log = opened(tmp_path, FailingDisk(lambda _name, _nth: errno.EIO * full["full"]), 4 * 1024 * 1024)
