@@ -16,19 +16,18 @@ from typing import NamedTuple
 from skerry.audit import AuditLog
 from skerry.clock import boot_id, synchronised
 from skerry.errors import ConfigError, SkerryError, Unavailable
-from skerry.models.oci import Limits
 from skerry.service import load
 from skerry.trust.device import Trust
-from skerry.trust.packages import Policy, TrustedPackage, choose
+from skerry.trust.packages import TrustedPackage
 from skerry.trust.sources import METADATA, Folder
 from skerry.trust.times import Running
-from skerry.updater.fetch import FolderSource, fetch
+from skerry.updater.fetch import FolderSource
 from skerry.updater.settings import UpdaterSettings
 from skerry.updater.store import Store
+from skerry.updater.supply import bring, chosen, read_root
 
 Told = Callable[[str, str], object]
 """Told of each slot and what became of it."""
-_MOST_ROOT_BYTES = 256 * 1024
 
 
 class Installed(NamedTuple):
@@ -91,43 +90,18 @@ def install(
             audit.close()
 
 
-def read_root(path: Path) -> bytes:
-    """The root metadata that a device was given.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_ROOT_BYTES + 1)
-    except OSError as error:
-        wanted = "expected the root metadata that the device was given"
-        raise ConfigError(f"root: {path}: {wanted}, got {error.strerror}") from error
-
-
 def _installed(  # noqa: PLR0917 - everything a device has
     name: str, repository: Path, settings: UpdaterSettings, store: Store, trust: Trust, audit: AuditLog,
     tell: Told,
 ) -> Installed:  # fmt: skip
-    wanted = settings.slots[name]
-    policy = Policy(require_attestation=settings.require_attestation)
-    package = choose(trust.packages, wanted.model, settings.device_class, wanted.version, policy)
-    digest = package.manifest.digest
     held = store.slots(name)
+    package = chosen(trust, settings, name, held.current)
+    digest = package.manifest.digest
     if digest == held.current:
         tell(name, f"{package.title} serves already")
         return Installed(name, package, "serves already")
-    serving = next((p for p in trust.packages if p.manifest.digest == held.current), None)
-    if serving is not None and serving.name != package.name:
-        serving = None
-    trust.admit(package, serving, back=bool(wanted.version))
     tell(name, f"{package.title}: fetching")
-    limits = Limits(file_bytes=settings.fetch.file_bytes, total_bytes=settings.fetch.total_bytes)
-    fetch(store, FolderSource(repository), package.manifest, limits=limits)
-    config = store.config(digest)
-    package.require(
-        name=config.name, version=config.version, security_epoch=config.security_epoch, length=package.length
-    )
+    bring(store, FolderSource(repository), package, settings.fetch)
     about = {"model": package.name, "version": package.version, "digest": digest}
     audit.append("fetched", **about)
     store.offer(name, digest, package.name)

@@ -11,32 +11,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
 
-import msgspec
 import structlog
-from msgspec.structs import replace
 
-from skerry import durable
 from skerry.audit import AuditLog, What
 from skerry.bus import Bus
 from skerry.channels import ACTIVATIONS, OFFERS
-from skerry.clock import boot_id, synchronised
+from skerry.clock import boot_id
 from skerry.errors import PackageError, SkerryError, Unavailable
 from skerry.messages import Activations, Offer, OfferedModel, SlotUse, Update
-from skerry.models.oci import Limits
 from skerry.service import Host
 from skerry.trust.device import Trust
-from skerry.trust.packages import Policy, TrustedPackage, choose
+from skerry.trust.packages import TrustedPackage
 from skerry.trust.refusals import Untrusted
-from skerry.trust.sources import Source as Metadata
 from skerry.trust.times import Running
-from skerry.updater.fetch import Budget, Source, fetch
-from skerry.updater.install import read_root
+from skerry.updater.memory import Confirmed, Memory
 from skerry.updater.rollout import Next, Scene, next_step
-from skerry.updater.settings import FetchSettings, SlotSettings, SourceSettings, UpdaterSettings
-from skerry.updater.sources import opened
+from skerry.updater.settings import SlotSettings, UpdaterSettings
 from skerry.updater.store import Store
+from skerry.updater.supply import Supply, chosen, read_root
 
 log = structlog.get_logger()
 
@@ -45,42 +38,8 @@ _AGAIN_S = 15.0
 """Before something that failed by accident is tried once more; doubles up to the time between two checks."""
 _SCRUB_BYTES_PER_S = 20_000_000
 """A scrub takes no more of the disk than that."""
-_MOST_FAILED = 32
-"""Packages of one slot that are remembered to have failed; the oldest is forgotten first."""
 _TRIES = 3
 """Of a package that is here and cannot be taken; it may be fetched anew between them."""
-
-
-class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
-    """When the current package of a slot was confirmed.
-
-    Attributes:
-        digest: of it.
-        utc_s: POSIX time.
-        running: how long which boot had lasted.
-        drift: what drifted already under the package before.
-    """
-
-    digest: str
-    utc_s: float
-    running: Running
-    drift: tuple[str, ...] = ()
-
-    def age_s(self, utc_s: float, running: Running) -> float:
-        """How long ago; by the wall clock only where the device was started since."""
-        if running.boot == self.running.boot:
-            return running.seconds - self.running.seconds
-        age = utc_s - self.utc_s
-        return age if age >= 0 else math.inf  # a clock that went back says nothing
-
-
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on disk besides store and trust."""
-
-    failed: dict[str, dict[str, str]] = {}
-    """Slot to digest to why it failed here."""
-    confirmed: dict[str, Confirmed] = {}
-    """By slot."""
 
 
 @dataclass
@@ -122,20 +81,6 @@ def run(settings: UpdaterSettings, bus: Bus, host: Host) -> None:
         store.close()
 
 
-class _Source(NamedTuple):
-    """A copy of a repository.
-
-    Attributes:
-        where: names it in messages, without secrets.
-        metadata: what is signed.
-        packages: what it is about.
-    """
-
-    where: str
-    metadata: Metadata
-    packages: Source
-
-
 class Updater:
     """State of the module. The bus's thread calls `_on_activations`; all else runs on the loop's thread."""
 
@@ -147,9 +92,8 @@ class Updater:
         store.pace = self._paced
         self._trust = Trust(host.state / "trust", read_root(Path(settings.root)))
         self._audit = AuditLog(host.state / "audit", settings.audit_bytes)
-        self._sources = tuple(_source(each, settings.fetch) for each in settings.sources)
-        self._file = host.state / "updates.json"
-        self._kept = durable.load(self._file, Kept) or Kept()
+        self._supply = Supply(settings, self._trust, store, self._audit, host)
+        self._memory = Memory(host.state / "updates.json")
         self._slots = {name: _Slot() for name in settings.slots}
         self._boot = boot_id()
         self._uses: dict[str, SlotUse] = {}
@@ -163,10 +107,6 @@ class Updater:
         self._told_at = 0.0
         self._check_at = 0.0
         self._scrub_at = time.monotonic() + settings.scrub_s
-        self._said: dict[tuple[str, str], str] = {}
-        """Why what a source gave was refused, last."""
-        self._refreshed_at: float | None = None
-        self._versions = self._trust.root_version, self._trust.targets_version
 
     def run(self) -> None:
         host = self._host
@@ -199,7 +139,8 @@ class Updater:
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + self._settings.check_s
-            self._check()
+            self._supply.check(self._boot)
+            self._settle_epochs()  # a crash may have come between a confirmation and this
         for name in list(self._slots):
             self._see_to(name, fetching=True)
         if now >= self._scrub_at:
@@ -244,66 +185,6 @@ class Updater:
             **self._about(use.offered),
         )  # fmt: skip
 
-    # Sources
-
-    def _check(self) -> None:
-        """Ask every source for what is signed."""
-        reached = False
-        for source in self._sources:
-            self._host.beat()
-            about = f"source {source.where}"
-            try:
-                self._trust.refresh(source.metadata, time.time(), synchronised(), self._running())
-            except Untrusted as error:
-                self._refused(about, error, "metadata")
-                continue
-            except Unavailable as error:
-                # A site that is offline for days is well.
-                self._host.clear(about)
-                log.info("source.unreachable", source=source.where, reason=str(error))
-                continue
-            reached = True
-            self._said.pop((about, "metadata"), None)
-            self._host.clear(about)
-        if reached:
-            self._refreshed_at = time.monotonic()
-            versions = self._trust.root_version, self._trust.targets_version
-            if versions != self._versions:
-                self._versions = versions
-                self._audit.append("refreshed", root=versions[0], targets=versions[1])
-        self._host.telemetry.gauge("skerry_updater_sources_reached", float(reached))
-
-    def _refused(self, about: str, error: PackageError, what: str) -> None:
-        """A source gave what is no good; said once in the log, until it is another reason.
-
-        Args:
-            about: the source.
-            error: why.
-            what: of it: its metadata, or a package by its digest.
-        """
-        self._host.fault(about, str(error))
-        if self._said.get((about, what)) != str(error):
-            self._said[about, what] = str(error)
-            self._audit.append("refused", reason=f"{about}: {error}")
-
-    def _chosen(self, name: str, wanted: SlotSettings) -> tuple[TrustedPackage | None, str]:
-        """The package that a slot should have; or none, and why."""
-        settings = self._settings
-        policy = Policy(require_attestation=settings.require_attestation)
-        try:
-            package = choose(
-                self._trust.packages, wanted.model, settings.device_class, wanted.version, policy
-            )
-            current = self._store.slots(name).current
-            serving = next((p for p in self._trust.packages if p.manifest.digest == current), None)
-            if serving is not None and serving.name != package.name:
-                serving = None  # the slot is to have another model
-            if package != serving:
-                self._trust.admit(package, serving, back=bool(wanted.version))
-        except Untrusted as error:
-            return None, str(error)
-        return package, ""
-
     # Slots
 
     def _see_to(self, name: str, *, fetching: bool) -> None:
@@ -316,12 +197,11 @@ class Updater:
         slot, wanted = self._slots[name], self._settings.slots[name]
         if time.monotonic() < slot.again_at:
             return
-        chosen, why_not = self._chosen(name, wanted)
-        scene = self._scene(name, slot, wanted, chosen)
-        step = next_step(scene)
-        slot.wanted = chosen.title if chosen is not None else ""
+        package, why_not = self._chosen(name)
+        step = next_step(self._scene(name, slot, wanted, package))
+        slot.wanted = package.title if package is not None else ""
         try:
-            self._do(name, slot, step, chosen, fetching=fetching)
+            self._do(name, slot, step, package, fetching=fetching)
         except PackageError as error:
             self._no_good(name, slot, step, error)
         except Unavailable as error:
@@ -335,28 +215,33 @@ class Updater:
                 slot.step = "refused" if step.reason and step.digest else ""
                 slot.reason = step.reason or why_not
 
-    def _scene(self, name: str, slot: _Slot, wanted: SlotSettings, chosen: TrustedPackage | None) -> Scene:
+    def _chosen(self, name: str) -> tuple[TrustedPackage | None, str]:
+        """The package that a slot should have; or none, and why."""
+        try:
+            return chosen(self._trust, self._settings, name, self._store.slots(name).current), ""
+        except Untrusted as error:
+            return None, str(error)
+
+    def _scene(self, name: str, slot: _Slot, wanted: SlotSettings, package: TrustedPackage | None) -> Scene:
         slots = self._store.slots(name)
-        confirmed = self._kept.confirmed.get(name)
-        ours = confirmed is not None and confirmed.digest == slots.current
-        age_s = confirmed.age_s(time.time(), self._running()) if confirmed and ours else math.inf
+        confirmed = self._memory.confirmed(name, slots.current)
+        age_s = confirmed.age_s(time.time(), self._running()) if confirmed is not None else math.inf
         return Scene(
-            wanted=wanted, slots=slots, use=self._uses.get(name), chosen=chosen,
-            here=frozenset(self._store.packages()), failed=self._kept.failed.get(name, {}),
-            attempt=slot.attempt, fresh=age_s < wanted.drift_within_s,
-            drifted=confirmed.drift if confirmed is not None else (),
+            wanted=wanted, slots=slots, use=self._uses.get(name), chosen=package,
+            here=frozenset(self._store.packages()), failed=self._memory.failed(name), attempt=slot.attempt,
+            fresh=age_s < wanted.drift_within_s, drifted=confirmed.drift if confirmed is not None else (),
         )  # fmt: skip
 
     def _do(
-        self, name: str, slot: _Slot, step: Next, chosen: TrustedPackage | None, *, fetching: bool
+        self, name: str, slot: _Slot, step: Next, package: TrustedPackage | None, *, fetching: bool
     ) -> None:
         match step.step:
             case "stay" | "wait":
                 slot.step, slot.reason = ("", "") if step.step == "stay" else self._progress(name)
-            case "fetch" if fetching and chosen is not None:
-                self._fetch(slot, chosen)
-            case "offer" if chosen is not None:
-                self._begin(name, slot, chosen)
+            case "fetch" if fetching and package is not None:
+                self._fetch(slot, package)
+            case "offer" if package is not None:
+                self._begin(name, slot, package)
             case "confirm":
                 self._confirm(name, slot, step)
             case "again":
@@ -386,46 +271,10 @@ class Updater:
         return use.step, use.reason
 
     def _fetch(self, slot: _Slot, package: TrustedPackage) -> None:
-        """Bring a package here, from the first source that has it.
-
-        Raises:
-            Unavailable: none has it now.
-            PackageError: it is signed, and no good.
-        """
-        digest = package.manifest.digest
-        settings = self._settings.fetch
         slot.step, slot.reason = "fetching", ""
         self._report()
-        why: list[str] = []
-        for source in self._sources:
-            try:
-                budget = Budget(settings.bytes_per_s)
-                limits = Limits(file_bytes=settings.file_bytes, total_bytes=settings.total_bytes)
-                fetch(
-                    self._store, source.packages, package.manifest,
-                    limits=limits, budget=budget, wait=self._meanwhile,
-                )  # fmt: skip
-            except PackageError as error:
-                # This copy is bad; another one may not be.
-                why.append(str(error))
-                self._refused(f"source {source.where}", error, digest)
-                continue
-            except Unavailable as error:
-                why.append(str(error))
-                continue
-            self._said.pop((f"source {source.where}", digest), None)
-            config = self._store.config(digest)
-            package.require(
-                name=config.name, version=config.version, security_epoch=config.security_epoch,
-                length=package.length,
-            )  # fmt: skip
-            self._audit.append("fetched", model=package.name, version=package.version, digest=digest)
-            log.info("model.fetched", model=package.title, digest=digest, source=source.where)
-            self._host.telemetry.count("skerry_updates_total", outcome="fetched")
-            slot.wait_s = 0.0
-            return
-        text = "; ".join(why) or "there is no source (give the updater one)"
-        raise Unavailable(f"{package.title}: no source has it now: {text}")
+        self._supply.bring(package, self._settings.fetch, self._meanwhile)
+        slot.wait_s = 0.0
 
     def _begin(self, name: str, slot: _Slot, package: TrustedPackage) -> None:
         digest = package.manifest.digest
@@ -439,19 +288,16 @@ class Updater:
         log.info("model.offered", slot=name, model=package.title, digest=digest)
 
     def _confirm(self, name: str, slot: _Slot, step: Next) -> None:
-        wanted = self._settings.slots[name]
-        self._store.confirm(name, wanted.model)
+        self._store.confirm(name, self._settings.slots[name].model)
         slot.step = slot.reason = ""
-        confirmed = Confirmed(
-            digest=step.digest, utc_s=time.time(), running=self._running(), drift=slot.drift
-        )
-        others = {slot: each for slot, each in self._kept.confirmed.items() if slot in self._slots}
-        self._keep(replace(self._kept, confirmed={**others, name: confirmed}))
-        self._settle_epochs()
-        self._forget_failure(name, step.digest)
         self._say("confirmed", name, step)
         log.info("model.confirmed", slot=name, digest=step.digest, **self._about(step.digest))
         self._host.telemetry.count("skerry_updates_total", outcome="confirmed")
+        self._memory.confirm(
+            name,
+            Confirmed(digest=step.digest, utc_s=time.time(), running=self._running(), drift=slot.drift),
+        )
+        self._settle_epochs()
 
     def _settle_epochs(self) -> None:
         """What serves has proved itself: nothing of an earlier epoch is gone back to."""
@@ -494,26 +340,10 @@ class Updater:
         """A package is not tried in this slot any more."""
         slot = self._slots[name]
         slot.step, slot.reason = "refused", reason
-        known = {d: r for d, r in self._kept.failed.get(name, {}).items() if d != digest}
-        known = dict([*known.items(), (digest, reason)][-_MOST_FAILED:])
-        self._keep(replace(self._kept, failed={**self._kept.failed, name: known}))
+        self._memory.fail(name, digest, reason)
         self._say("refused", name, Next("fail", digest, reason))
         log.error("model.refused", slot=name, digest=digest, reason=reason, **self._about(digest))
         self._host.telemetry.count("skerry_updates_total", outcome="refused")
-
-    def _forget_failure(self, name: str, digest: str) -> None:
-        known = self._kept.failed.get(name, {})
-        if digest in known:
-            rest = {d: r for d, r in known.items() if d != digest}
-            self._keep(replace(self._kept, failed={**self._kept.failed, name: rest}))
-
-    def _keep(self, kept: Kept) -> None:
-        self._kept = kept
-        try:
-            durable.replace(self._file, msgspec.json.encode(kept))
-        except OSError as error:
-            # It is remembered until this process ends; inference remembers by itself, too.
-            log.error("updates.not_kept", path=str(self._file), error=error.strerror)  # noqa: TRY400 - says all
 
     def _running(self) -> Running:
         return Running(self._boot, time.monotonic())
@@ -619,13 +449,8 @@ class Updater:
         )  # fmt: skip
 
     def _refresh_metrics(self) -> None:
-        at = self._refreshed_at
+        at = self._supply.refreshed_at
         if at is not None:
             self._host.telemetry.gauge("skerry_updater_refresh_age_seconds", round(time.monotonic() - at, 1))
         for name, slot in list(self._slots.items()):
             self._host.telemetry.gauge("skerry_update_under_way", float(bool(slot.step)), slot=name)
-
-
-def _source(settings: SourceSettings, fetching: FetchSettings) -> _Source:
-    metadata, packages = opened(settings, fetching)
-    return _Source(packages.where, metadata, packages)

@@ -13,7 +13,7 @@ from skerry.messages import SlotUse
 from skerry.models.slots import Slots
 from skerry.trust.packages import TrustedPackage
 from skerry.trust.times import Running
-from skerry.updater.module import Confirmed
+from skerry.updater.memory import Confirmed
 from skerry.updater.rollout import Next, Scene, next_step
 from skerry.updater.settings import SlotSettings
 
@@ -195,6 +195,17 @@ def test_drift_of_another_package_than_the_current_one_is_not_laid_at_its_door()
     assert next_step(scene(Slots(), bundled, None, wanted=DRIFT, fresh=True)) == Next("stay")
     old_one = uses(O, drift=("brightness",))
     assert next_step(scene(Slots(current=N, previous=O), old_one, wanted=DRIFT, fresh=True)).step == "wait"
+
+
+def test_a_package_that_fails_soon_after_it_was_confirmed_is_gone_back_from_whatever_the_site_says():
+    use = uses(N, failing="50 of the last 100 results failed")
+    gone = next_step(scene(Slots(current=N, previous=O), use, fresh=True))
+    assert gone == Next(
+        "roll_back", N, "it fails soon after it was confirmed: 50 of the last 100 results failed"
+    )
+    assert next_step(scene(Slots(current=N, previous=O), use, fresh=False)).step == "stay"
+    bundled = uses("", failing="all of them")
+    assert next_step(scene(Slots(), bundled, None, fresh=True)).step == "stay"
 
 
 def test_drift_while_another_is_on_trial_does_not_roll_back():
