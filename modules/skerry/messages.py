@@ -405,6 +405,8 @@ class SlotUse(msgspec.Struct, frozen=True, kw_only=True):
     """It failed, and would so again."""
     drift: tuple[str, ...] = ()
     """As `ModelInUse.drift`."""
+    failing: str = ""
+    """Why most of the last results of what serves are failures; empty where they are not."""
 
 
 class Activations(Message, frozen=True, kw_only=True):

@@ -56,6 +56,8 @@ _LEAST_GROWN_MB = 16.0
 _SLOWEST_QUARTER = 0.1
 """A leak goes on: each quarter of the time has at least this share of it. One step is none."""
 _MOST_WEIGHED = 512
+_REMEMBERED_RESULTS = 100
+"""Of a model that serves. Before half of them fail, the session was made anew, and it was no help."""
 _TRIES = 3
 """Of one version that the process may not survive."""
 _REMEMBERED = 32
@@ -217,6 +219,32 @@ class Watch:
     def __str__(self) -> str:
         times = f", {statistics.median(self._times):.1f} ms" if self._times else ""
         return f"{self.results} results, {self.failures} failed{times}, agreement: {self.agreement}"
+
+
+class Record:
+    """The last results of a model that serves.
+
+    Attributes:
+        trouble: why most of them are failures; empty where they are not.
+    """
+
+    def __init__(self) -> None:
+        self._failed: deque[bool] = deque(maxlen=_REMEMBERED_RESULTS)
+        self.trouble = ""
+
+    def note(self, reasons: Sequence[str]) -> None:
+        """Results came.
+
+        Args:
+            reasons: why each is a failure, empty where it is none.
+        """
+        self._failed.extend(map(bool, reasons))
+        failed = sum(self._failed)
+        if not self.trouble and failed >= _REMEMBERED_RESULTS // 2:
+            last = next((reason for reason in reversed(reasons) if reason), "")
+            self.trouble = f"{failed} of the last {len(self._failed)} results failed, the last with {last}"
+        elif not failed:
+            self.trouble = ""
 
 
 class Attempts(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from skerry.errors import SkerryError
+from skerry.inference.activation import Record
 from skerry.inference.choose import Choice, choose
 from skerry.inference.cores import default_threads, usable_cores
 from skerry.inference.decoders import BadOutput, decode
@@ -117,6 +118,7 @@ class Model:
         self._limit = use.failures_before_recreate
         self._retry_s = self._first_retry_s = retry_s
         self._retry_at = 0.0
+        self._record = Record()
         self.failures = 0
         self._session: Session | None = open_session(self.runtime, package, self._place)
         self._session.run(zeros(self._session))
@@ -201,6 +203,11 @@ class Model:
         """It failed as often in a row as the settings allow."""
         return self.failures >= self._limit
 
+    @property
+    def trouble(self) -> str:
+        """Why most of its last results are failures; empty where they are not."""
+        return self._record.trouble
+
     def note(self, results: Sequence[Result], now: float) -> None:
         """Count failures in a row; when there are too many, make the session anew, with backoff.
 
@@ -208,6 +215,7 @@ class Model:
             results: of one run.
             now: monotonic seconds.
         """
+        self._record.note([r.reason for r in results])
         if any(not r.reason for r in results):
             self.failures = 0
             self._retry_s, self._retry_at = self._first_retry_s, 0.0

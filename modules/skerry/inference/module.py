@@ -315,7 +315,8 @@ class Inference:
         """Tell the updater what serves, and what became of what it offered."""
         titles = {n: model.package.title for n, model in enumerate(self._models)}
         drift = {n: self._drifts(n, model) for n, model in enumerate(self._models)}
-        message = self._slots.message(self._settings.module, titles, drift)
+        failing = {n: model.trouble for n, model in enumerate(self._models)}
+        message = self._slots.message(self._settings.module, titles, drift, failing)
         self._bus.publish(ACTIVATIONS, message, self._settings.module)
 
     def _drifts(self, index: int, model: Model) -> tuple[str, ...]:
@@ -500,8 +501,10 @@ class Inference:
     def _judge(self, model: Model, results: list[Result]) -> None:
         """Degraded or well again."""
         about = f"model {model.package.title}"
-        was_failing = model.failing
+        was_failing, trouble = model.failing, model.trouble
         model.note(results, time.monotonic())
+        if model.trouble != trouble:
+            self._untold.set()
         if model.failing:
             self._host.fault(about, next(r.reason for r in results if r.reason))
         elif was_failing:

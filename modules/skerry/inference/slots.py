@@ -180,7 +180,11 @@ class SlotTable:
         self._note(wanted.index, final=final)
 
     def message(
-        self, module: str, titles: Mapping[int, str], drift: Mapping[int, tuple[str, ...]]
+        self,
+        module: str,
+        titles: Mapping[int, str],
+        drift: Mapping[int, tuple[str, ...]],
+        failing: Mapping[int, str],
     ) -> Activations:
         """What to tell.
 
@@ -188,12 +192,14 @@ class SlotTable:
             module: name of this one.
             titles: name@version of what serves, by place.
             drift: what drifts, by place.
+            failing: why most results are failures, by place.
         """
         replace = msgspec.structs.replace
         return Activations(
             module=module,
             slots=tuple(
-                replace(use, model=titles[n], drift=drift[n]) for n, use in sorted(self._uses.items())
+                replace(use, model=titles[n], drift=drift[n], failing=failing[n])
+                for n, use in sorted(self._uses.items())
             ),
         )
 

@@ -27,7 +27,7 @@ class Scene:
         here: digests of the packages that the store has.
         failed: digest to why it failed on this device.
         attempt: which try of the offered package goes on.
-        fresh: the current package was confirmed so lately that drift is laid at its door.
+        fresh: the current package was confirmed so lately that drift and failures are laid at its door.
         drifted: what drifted under the package before already.
     """
 
@@ -68,9 +68,9 @@ def next_step(scene: Scene) -> Next:
         return _of_trial(scene, trial)
     if scene.use is None:
         return Next("stay", reason="inference has not said yet what serves")
-    drifted = _drifted(scene, scene.use)
-    if drifted:
-        return Next("roll_back", scene.slots.current or "", drifted)
+    why_back = _why_back(scene, scene.use)
+    if why_back:
+        return Next("roll_back", scene.slots.current or "", why_back)
     new = _new(scene, scene.use)
     if new.step != "stay" or new.reason:
         return new
@@ -116,11 +116,15 @@ def _of_current(scene: Scene, use: SlotUse) -> Next:
     return Next("wait", current)
 
 
-def _drifted(scene: Scene, use: SlotUse) -> str:
+def _why_back(scene: Scene, use: SlotUse) -> str:
     """Why the current package is to be gone back from; empty where it is not."""
     ours = use.digest == scene.slots.current  # never the bundled one, which has no digest
+    if not (scene.fresh and ours):
+        return ""
+    if use.failing:
+        return f"it fails soon after it was confirmed: {use.failing}"
     new = [what for what in use.drift if what not in scene.drifted]
-    if not (scene.wanted.rollback_on_drift and scene.fresh and ours and new):
+    if not (scene.wanted.rollback_on_drift and new):
         return ""
     return f"drift soon after it was confirmed: {', '.join(new)}"
 

@@ -6,7 +6,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from skerry.inference.activation import Activation, Attempts, Memory, Watch, key, leaked, median_at_most
+from skerry.inference.activation import (
+    Activation,
+    Attempts,
+    Memory,
+    Record,
+    Watch,
+    key,
+    leaked,
+    median_at_most,
+)
 from skerry.inference.agreement import Agreement
 
 STEPS = ["offered", "compatible", "golden", "budget", "shadow", "switched", "probation", "confirmed"]
@@ -248,3 +257,18 @@ def test_what_is_weighed_takes_bounded_room_and_a_leak_is_told_all_the_same():
     watch = _weighed(Memory(mb_per_1000=10), *(100 + n / 10 for n in range(3000)))
     assert len(watch._weighed) <= 512
     assert "expected memory to grow by at most 10 MB in 1000 results, got 25" in watch.objection
+
+
+def test_a_model_is_in_trouble_while_half_of_its_last_hundred_results_are_failures():
+    record = Record()
+    for _ in range(49):
+        record.note(["", "NaN"])
+    assert record.trouble == ""
+    record.note(["NaN", ""])
+    assert record.trouble == "50 of the last 100 results failed, the last with NaN"
+    record.note([""] * 98)
+    assert record.trouble, "until none of them is"
+    record.note([""])
+    assert record.trouble == ""
+    record.note(["gone"] * 50)
+    assert record.trouble == "50 of the last 100 results failed, the last with gone"

@@ -63,7 +63,9 @@ class Room:
 
     def said(self, index: int = 0):
         titles = dict.fromkeys(range(3), f"{NAME}@0")
-        return self.table.message("inference", titles, dict.fromkeys(range(3), ())).slots[index]
+        return self.table.message(
+            "inference", titles, dict.fromkeys(range(3), ()), dict.fromkeys(range(3), "")
+        ).slots[index]
 
 
 @pytest.fixture
