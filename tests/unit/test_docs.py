@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from skerry.deploy.committed import FOLDERS
 from skerry.messages import Detections, Event
 
 GENERATE = [sys.executable, "scripts/generate"]
+CLASSES = Path("modules/skerry/deploy/devices.json")
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +110,12 @@ def test_asyncapi_names_every_channel_with_its_bindings(documents):
 def checkout(tmp_path):
     """A copy of what is generated, and of what generates it."""
     shutil.copytree(needs.ROOT / "docs" / "schemas", tmp_path / "docs" / "schemas")
-    for name in ("messages.md", "rules.md", "adjustable.md", "asyncapi.json"):
+    for name in ("messages.md", "rules.md", "adjustable.md", "asyncapi.json", "device-classes.md"):
         shutil.copy(needs.ROOT / "docs" / name, tmp_path / "docs")
+    (tmp_path / CLASSES.parent).mkdir(parents=True)
+    shutil.copy(needs.ROOT / CLASSES, tmp_path / CLASSES)
     # Renderings are made of the sites and their packages.
-    for name in ("sites", "models", *FOLDERS.values()):
+    for name in ("sites", "models", "device-classes", *FOLDERS.values()):
         if (needs.ROOT / name).is_dir():
             shutil.copytree(needs.ROOT / name, tmp_path / name)
     (tmp_path / "scripts").mkdir()
