@@ -68,6 +68,7 @@ class Life:
         return ""
 
 
+@pytest.mark.timeout(900)
 def test_a_power_cut_costs_nothing_that_was_promised(tmp_path: Path) -> None:
     life = Life(tmp_path)
     assert len([s for s in life.disk.steps if s[0] == "unname"]) > 2, "segments were dropped"
@@ -124,6 +125,7 @@ def cases(count: int) -> Iterator[tuple[int, int, bool]]:
     yield from ((s, *k) for s in range(1, count + 1) for n, k in enumerate(kinds) if (s + n) % stride == 0)
 
 
+@pytest.mark.timeout(900)
 def test_a_disk_that_fails_at_any_call_disturbs_nobody_and_loses_nothing_that_was_promised(
     tmp_path: Path,
 ) -> None:

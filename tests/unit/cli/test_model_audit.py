@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,17 @@ def opened(folder: Path) -> Store:
     return Store.open(folder, StoreSettings(quota_bytes=1_000_000, floor_bytes=0), disk=QuickDisk())
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Device:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    tmp_path = tmp_path_factory.mktemp("device")
     digests = []
     with (
         opened(tmp_path / "store") as store,
         AuditLog(tmp_path / "audit", disk=QuickDisk()) as log,
     ):
         for n, version in enumerate(("1.0.0", "2.0.0"), 1):
-            folder, made = built(tmp_path / version, version)
-            add(folder, made)
+            folder, record = built(tmp_path / version, version)
+            add(folder, record)
             packed = layout.pack(folder, tmp_path / "layout", security_epoch=2)
             digest = packed.listing.digest
             digests.append(digest)
@@ -74,6 +75,13 @@ def device(tmp_path: Path) -> Device:
             log.append("confirmed", **about)
         head = log.head
     return Device(tmp_path, head, (digests[0], digests[1]))
+
+
+@pytest.fixture
+def device(made: Device, tmp_path: Path) -> Device:
+    room = tmp_path / "device"
+    shutil.copytree(made.room, room, symlinks=True)
+    return replace(made, room=room)
 
 
 @pytest.fixture
