@@ -134,7 +134,9 @@ def _add_verify(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "Exit code 65 with the reason if it is refused.",
         epilog="example: skerry model verify /media/stick --root root.json --name parts --class jetson",
     )
-    verify.add_argument("repository", type=Path, metavar="REPOSITORY")
+    verify.add_argument(
+        "repository", type=Path, metavar="REPOSITORY", help="with --oms: a package's folder, or a layout"
+    )
     verify.add_argument(
         "--root", type=Path, default=None, metavar="FILE", help="the root that the device was given"
     )
