@@ -344,35 +344,42 @@ def test_a_push_goes_on_with_what_the_registry_has_already(
     running: Running, repository: str, tmp_path: Path
 ) -> None:
     packed(tmp_path, version="5.5.0", size=SIZE)
-    refused = 0
+    broken, breaking = 0, False
 
     def shares() -> Iterator[int | None]:
-        nonlocal refused
+        nonlocal broken, breaking
         while True:
-            yield 0 if refused > 0 else None
-            refused -= 1
+            if breaking:
+                broken, breaking = broken + 1, False
+                yield 0
+            else:
+                yield None
 
     def told(_what: str, done: int, size: int) -> None:
-        nonlocal refused
-        refused = 1 if 0 < done < size else 0
+        nonlocal breaking
+        breaking = 0 < done < size
 
     with CuttingProxy(running.port, shares(), upwards=True) as proxy:
         registry = registry_of(running, repository, proxy.port)
         push(tmp_path / "layout", registry, "latest", chunk=100_000, told=told, wait=lambda _: None)
+    assert broken == 2
     assert proxy.passed < SIZE + 100_000, "what was there already was sent again"
 
 
 def test_a_push_whose_session_is_gone_begins_anew(running: Running, repository: str, tmp_path: Path) -> None:
     packed(tmp_path, version="6.0.0", size=SIZE)
 
-    def told(_what: str, done: int, _size: int) -> None:
-        if 0 < done == 2 * 64 * 1024:
+    forgotten = False
+
+    def told(_what: str, done: int, size: int) -> None:
+        nonlocal forgotten
+        if 0 < done < size and not forgotten:
+            forgotten = True
             running.forget_sessions()
 
     registry = registry_of(running, repository)
-    with suppress(Unavailable):
-        push(tmp_path / "layout", registry, "latest", chunk=64 * 1024, told=told, wait=lambda _: None)
-    push(tmp_path / "layout", registry, "latest", chunk=64 * 1024)
+    push(tmp_path / "layout", registry, "latest", chunk=100_000, told=told, wait=lambda _: None)
+    assert forgotten
     pull(registry, Reference(running.url, repository, "latest"), tmp_path / "out")
     assert files(tmp_path / "out") == files(tmp_path / "layout")
 

@@ -282,14 +282,21 @@ class _Upload:
             "Content-Length": str(size),
             "Content-Range": f"{at}-{at + size - 1}",
         }
-        with self._registry.ask(
-            "PATCH", self._session, _SMALL, good=(202,), headers=headers, body=lambda: self._read(at, size)
-        ) as (answer, where):
-            session = where.elsewhere(_location(answer.headers, where))
-            received = _received(answer.headers)
+        session, self._session = self._session, None
+        try:
+            with self._registry.ask(
+                "PATCH", session, _SMALL, good=(202,), headers=headers, body=lambda: self._read(at, size)
+            ) as (answer, where):
+                after = where.elsewhere(_location(answer.headers, where))
+                received = _received(answer.headers)
+        except NotThere as error:
+            raise LinkDown(f"{error}: the upload is begun anew") from error
+        except LinkDown:
+            self._session = session  # to be asked how much of it came
+            raise
         if received != at + size:
             raise LinkDown(f"{where.shown}: expected {at + size} bytes there, got {received} (try again)")
-        self._session = session
+        self._session = after
         return received
 
     def _finish(self, at: int) -> None:
@@ -300,10 +307,13 @@ class _Upload:
         self._session = None
         size = self._blob.size - at
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        with self._registry.ask(
-            "PUT", where, _SMALL, good=(201, 204), headers=headers, body=lambda: self._read(at, size)
-        ):
-            pass
+        try:
+            with self._registry.ask(
+                "PUT", where, _SMALL, good=(201, 204), headers=headers, body=lambda: self._read(at, size)
+            ):
+                pass
+        except NotThere as error:
+            raise LinkDown(f"{error}: the upload is begun anew") from error
 
 
 def _location(headers: Any, where: Address) -> str:
