@@ -44,6 +44,8 @@ _MODULE = "decision"
 _START_S = 180.0
 """Until the first result: an accelerator may compile the model first."""
 _SETTLE_S = 0.5
+_PATIENCE_S = 20.0
+"""For the first frame that leads to an event, on a machine that is very slow."""
 _SAY_S = 10.0
 
 
@@ -98,7 +100,8 @@ def run(
         say: told what happens.
         seconds: how long, after the warm-up.
         warm_up_s: from the first result.
-        least: frames with an event that it takes; it goes on for up to twice as long until there are so many.
+        least: frames with an event that it takes; it goes on for up to twice as long until there are so many,
+            and a while longer for the first.
 
     Raises:
         ConfigError, PackageError, Unavailable: a process cannot work.
@@ -197,7 +200,7 @@ def _measured(
         now = time.monotonic()
         past = now - begin_ns / 1e9
         count = desk.frames_since(begin_ns)
-        if past >= (seconds if count >= least else 2 * seconds):
+        if past >= (seconds if count >= least else 2 * seconds + (0 if count else _PATIENCE_S)):
             return past
         if now - told >= _SAY_S:
             told = now

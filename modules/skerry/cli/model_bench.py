@@ -236,9 +236,8 @@ class _Bench:
         say = _say(time.monotonic())
         say(f"{self.package.title}: throughput, {self._count} cameras that wait for nothing but results")
         free = self._bench.Pace(fps=self._fps, waiting=4)
-        fast: Run = self._bench.run(
-            setup, free, self._cache, say, seconds=min(max(1.0, seconds / 10), 60.0), warm_up_s=warm_up_s
-        )
+        part = min(max(1.0, seconds / 10), 60.0)
+        fast: Run = self._bench.run(setup, free, self._cache, say, seconds=part, warm_up_s=warm_up_s, least=1)
         if not fast.window.frame_to_event_ms:
             raise Unavailable(
                 f"{self.package.title}: expected frames that lead to events, got none: the model sees "
