@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from tiny_models import bright_model, write_package
 
 QUICK = {"shadow_frames": 3, "shadow_s": 5, "probation_s": 0.2}
 SLOT = "belt"
+THOROUGH = os.environ.get("SKERRY_THOROUGH") == "1"
+"""Whether to try all there is: every attack, every moment to be killed at, every bad model. Takes minutes."""
 WITHIN_S = 30.0
 """For anything to happen; a busy machine takes its time."""
 
@@ -143,6 +146,7 @@ class Device(Site):
         self._inventories: list[Inventory] = []
         self.hosts: dict[str, Host] = {}
         self._frames: list[Frames] = []
+        self._cameras: dict[str, Camera] = {}
         self.bus.subscribe(ACTIVATIONS, self.activations.append, "inference")
         self.bus.subscribe(INVENTORY, self._inventories.append)
 
@@ -197,7 +201,9 @@ class Device(Site):
 
     def frames(self, camera: str = "gate", **changes: Any) -> Frames:
         """Have frames come from now on."""
-        frames = Frames(self.camera(camera), **changes)
+        if camera not in self._cameras:
+            self._cameras[camera] = self.camera(camera)
+        frames = Frames(self._cameras[camera], **changes)
         self._frames.append(frames)
         return frames
 
