@@ -179,10 +179,13 @@ def latency(samples: list[float], unanswered: int = 0) -> Latency:
     """Percentiles of samples.
 
     Args:
-        samples: milliseconds, in any order; one or more, or some that were not answered.
+        samples: milliseconds, in any order.
         unanswered: how many more there are that never ended.
     """
     ordered = sorted(samples) + [math.inf] * unanswered
+    if not ordered:
+        nothing = Bound(value=None, upper=None)
+        return Latency(samples=0, p50=nothing, p90=nothing, p95=nothing, p99=nothing)
     found = [bound(percentile(ordered, q)) for q in (0.5, 0.9, 0.95, 0.99)]
     return Latency(samples=len(ordered), p50=found[0], p90=found[1], p95=found[2], p99=found[3])
 

@@ -53,6 +53,7 @@ def test_a_latency_is_judged_at_its_upper_bound() -> None:
 
 def test_too_few_answers_prove_nothing() -> None:
     assert judged(frame_to_event_ms=statement.latency([10.0] * 50))["p95_ms"] == "missed"
+    assert judged(frame_to_event_ms=statement.latency([]))["p95_ms"] == "missed"
 
 
 def test_frames_that_were_never_answered_count_as_late_ones() -> None:
