@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from skerry.errors import ConfigError, PackageError, Unavailable
 from skerry.models import references
 from skerry.models.layout import is_layout
+from skerry.settings import parse
 
 if TYPE_CHECKING:
     from skerry.models.layout import Packed
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from skerry.updater.registry import Registry
 
 Subparsers = argparse._SubParsersAction  # noqa: SLF001 - what add_subparsers returns has no public name
+
+_LOGIN = ("username", "password_file", "token_file", "ca", "certificate", "key")
 
 
 def add_command(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -86,17 +89,10 @@ def _reference(text: str) -> Reference:
 
 def _registry(reference: Reference, arguments: argparse.Namespace) -> Registry:
     settings = import_module("skerry.updater.settings")
-    made: Registry = import_module("skerry.updater.sources").registry(
-        settings.RegistrySourceSettings(
-            url=reference.url,
-            repository=reference.repository,
-            **{
-                name: getattr(arguments, name)
-                for name in ("username", "password_file", "token_file", "ca", "certificate", "key")
-            },
-        ),
-        settings.FetchSettings(),
-    )
+    said = {name: getattr(arguments, name) for name in _LOGIN}
+    raw = {"kind": "registry", "url": reference.url, "repository": reference.repository, **said}
+    found = parse(settings.RegistrySourceSettings, raw, "options")
+    made: Registry = import_module("skerry.updater.sources").registry(found, settings.FetchSettings())
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -66,6 +67,9 @@ class HttpSourceSettings(SourceOf, frozen=True, kw_only=True, tag="http"):
     header_files: dict[str, str] = msgspec.field(default_factory=dict)
     """Headers to send, by name, each with the file that holds its value."""
 
+    def __post_init__(self) -> None:
+        _check_url(self.url, login=bool(self.token_file or self.header_files))
+
 
 class RegistrySourceSettings(SourceOf, frozen=True, kw_only=True, tag="registry"):
     """An OCI registry."""
@@ -87,6 +91,29 @@ class RegistrySourceSettings(SourceOf, frozen=True, kw_only=True, tag="registry"
     """File of the password or token of `username`; secrets are references."""
     token_file: str = ""
     """File of a token that the registry itself takes, in place of a username."""
+
+    def __post_init__(self) -> None:
+        _check_url(self.url, login=bool(self.token_file or self.username))
+        if urlsplit(self.url).path.strip("/"):
+            raise ValueError("url: expected the registry alone, got a path (name it as repository)")
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("username: expected it together with password_file, got one of them")
+
+
+def _check_url(url: str, *, login: bool) -> None:
+    """What can be said of an address before anybody is asked. It is not repeated: people put logins there."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
+        raise ValueError("url: expected http or https://host[:port]/..., without a login in it")
+    if parts.query or parts.fragment:
+        raise ValueError("url: expected an address without ? and #")
+    here = host == "localhost" or host.startswith("127.") or host == "::1"
+    if login and parts.scheme == "http" and not here:
+        raise ValueError("url: expected https where there is a login, got http")
 
 
 SourceSettings = FolderSourceSettings | HttpSourceSettings | RegistrySourceSettings

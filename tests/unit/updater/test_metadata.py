@@ -8,6 +8,7 @@ import pytest
 
 from file_server import FileServer, Manner
 from skerry.errors import ConfigError, LinkDown, PackageError, Unavailable
+from skerry.settings import parse
 from skerry.updater.http_folder import HttpSource
 from skerry.updater.metadata import HttpMetadata
 from skerry.updater.settings import FetchSettings, HttpSourceSettings
@@ -94,8 +95,9 @@ def test_a_login_is_read_anew_for_each_request(server: FileServer, tmp_path: Pat
 def test_a_login_does_not_go_where_others_could_read_it(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
+    raw = {"kind": "http", "url": "http://models.invalid/x", "token_file": str(token)}
     with pytest.raises(ConfigError, match="expected https where there is a login") as caught:
-        opened(HttpSourceSettings(url="http://models.invalid/x", token_file=str(token)), FetchSettings())
+        parse(HttpSourceSettings, raw, "site")
     assert "secret" not in str(caught.value)
 
 

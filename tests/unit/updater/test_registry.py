@@ -14,6 +14,7 @@ from registry_far_end import PASSWORD, USER, RegistryFarEnd
 from skerry.errors import ConfigError, LinkDown, PackageError, Unavailable
 from skerry.models import artifacts, oci
 from skerry.models.oci import Blob
+from skerry.settings import parse
 from skerry.trust.device import Trust
 from skerry.updater.fetch import NotThere, Source, entries
 from skerry.updater.registry import Login, Registry, RegistryMetadata, RegistrySource
@@ -241,7 +242,12 @@ def test_a_tag_of_something_else_is_refused(far: RegistryFarEnd) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"url": "registry.invalid"}, "expected an http or https address"),
+        ({"url": "registry.invalid"}, "url: expected http or https://host"),
+        ({"url": "https://user:x@registry.invalid"}, "url: expected http or https://host"),
+        ({"url": "https://registry.invalid:99999"}, "url: expected http or https://host"),
+        ({"url": "https://registry.invalid?x=1"}, "url: expected an address without"),
+        ({"url": "http://r.invalid", "token_file": "/x"}, "url: expected https where there is a login"),
+        ({"username": "boat"}, "username: expected it together with password_file"),
         ({"url": "https://registry.invalid/v2"}, "expected the registry alone, got a path"),
         ({"repository": "../x"}, "expected a repository of small letters"),
         ({"repository": "Models"}, "expected a repository of small letters"),
@@ -255,7 +261,7 @@ def test_a_tag_of_something_else_is_refused(far: RegistryFarEnd) -> None:
 def test_settings_that_lead_nowhere_are_refused(changes: dict[str, str], said: str) -> None:
     about = {"url": "https://registry.invalid", "repository": "models", **changes}
     with pytest.raises(ConfigError, match=said):
-        opened(RegistrySourceSettings(**about), FetchSettings())
+        opened(parse(RegistrySourceSettings, {"kind": "registry", **about}, "site"), FetchSettings())
 
 
 # Metadata
