@@ -3,7 +3,8 @@
     python scripts/measure_drift.py [--windows 6] [--unchanged 60] [--seeds 99 100]
 
 Frames of the belt, a second apart and of other seeds than the package's baseline was made of, go through the
-demo's model and the monitors, as on a device. Unchanged ones count how often a window is suspicious.
+demo's model and the monitors, as on a device. Unchanged ones count how often a window is suspicious: of the
+belt that the baseline shows, in the time after it, and of other belts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from skerry.inference.model import Model
 from skerry.inference.settings import ModelUse
 
 Pixels = npt.NDArray[np.uint8]
+_SEED, _AFTER_S = 1, 3600
+"""What the package's baseline was made of: the demo's belt, its first hour."""
+_STRETCH = 10
+"""Windows of one belt in a row."""
 PACKAGE = Path(__file__).resolve().parent.parent / "models" / "parts"
 
 
@@ -35,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--windows", type=int, default=6, help="of each shift (default %(default)s)")
+    parser.add_argument("--windows", type=int, default=6, help="of each shift; 0: none (default %(default)s)")
     parser.add_argument("--unchanged", type=int, default=60, help="windows of no shift (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[99, 100], help="belts (default 99 100)")
     arguments = parser.parse_args()
@@ -46,23 +51,30 @@ def main() -> int:
         names = list(baseline.signals)
         print(f"| shift | {' | '.join(names)} |")
         print(f"|---|{'---:|' * len(names)}")
-        for title, change, conditions in shifts():
+        for title, change, conditions in shifts() if arguments.windows else ():
             found = [
                 found_after(model, belt(model, seed, arguments.windows, change, conditions))
                 for seed in arguments.seeds
             ]
             cells = [" / ".join(str(each.get(name, "-")) for each in found) for name in names]
             print(f"| {title} | {' | '.join(cells)} |", flush=True)
-        suspicious, drifted, judged = unchanged(model, arguments.unchanged)
         stated = {n: f"{1 / (baseline.signals[n].windows + 1):.3f}" for n in names}
         print(f"| suspicious windows, stated | {' | '.join(stated[n] for n in names)} |")
-        counted = [f"{suspicious[n]} of {judged[n]}" for n in names]
-        print(f"| suspicious windows, counted | {' | '.join(counted)} |")
+        same = [
+            (_SEED, _AFTER_S + n * _STRETCH * baseline.window) for n in range(arguments.unchanged // _STRETCH)
+        ]
+        others = [(200 + n, 0) for n in range(arguments.unchanged // _STRETCH)]
+        alarms = []
+        for title, belts in (("same belt", same), ("other belts", others)):
+            suspicious, drifted, judged = unchanged(model, belts)
+            counted = [f"{suspicious[n]} of {judged[n]}" for n in names]
+            print(f"| counted, {title} | {' | '.join(counted)} |", flush=True)
+            alarms.append(f"| false alarms, {title} | {' | '.join(str(drifted[n]) for n in names)} |")
         days = {
             n: baseline.every_s * baseline.window / drift.false_alarms(baseline, n) / 86_400 for n in names
         }
         print(f"| a false alarm in, stated | {' | '.join(f'{days[n]:,.0f} days' for n in names)} |")
-        print(f"| false alarms, counted | {' | '.join(str(drifted[n]) for n in names)} |")
+        print("\n".join(alarms))
     return 0
 
 
@@ -72,7 +84,7 @@ def shifts() -> Iterator[tuple[str, Callable[[Pixels, int], Pixels], dict[str, A
     for sigma in (0.5, 0.8, 1.5):
         yield f"lens blurred by {sigma:g} px", _blurred(sigma), {}
     for every in (10, 3, 1):
-        said = "each picture" if every == 1 else f"each {every}th picture"
+        said = "every picture" if every == 1 else f"one picture of {every}"
         yield f"unknown part in {said}", _with_squares(every), {}
     for noise in (8, 16):
         yield f"sensor noise of {noise} grey levels", _same, {"noise": noise}
@@ -107,6 +119,8 @@ def belt(
     windows: int,
     change: Callable[[Pixels, int], Pixels],
     conditions: dict[str, Any],
+    *,
+    first_s: int = 0,
 ) -> Iterator[drift.Sample]:
     """What is measured of a belt that is shown a frame a second."""
     baseline = model.package.manifest.baseline
@@ -114,7 +128,9 @@ def belt(
     source = SyntheticSource(seed=seed, fps=1 / baseline.every_s, **conditions)
     feed, camera = SyntheticFeed(source), Camera(name="belt", source=source)
     pixels = np.empty((source.height, source.width, 3), np.uint8)
-    for number, picture in enumerate(islice(iter(feed.read, None), windows * baseline.window)):
+    first = round(first_s / baseline.every_s)
+    frames = islice(iter(feed.read, None), first, first + windows * baseline.window)
+    for number, picture in enumerate(frames):
         picture.into(pixels, Geometry.of(camera, picture.width, picture.height))
         changed = change(pixels, number)
         yield drift.sample(changed, model.look(changed).objects, model.package.labels)
@@ -132,14 +148,16 @@ def found_after(model: Model, samples: Iterator[drift.Sample]) -> dict[str, int]
     return found
 
 
-def unchanged(model: Model, windows: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Windows that are suspicious, drifted, and judged at all, of belts as they were; 10 windows a belt."""
+def unchanged(
+    model: Model, belts: Sequence[tuple[int, int]]
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Windows that are suspicious, drifted, and judged, of belts as they were: seed and first second."""
     baseline = model.package.manifest.baseline
     assert baseline is not None, "the demo's package has one"
     suspicious, drifted, judged = Counter[str](), Counter[str](), Counter[str]()
-    for seed in range(200, 200 + windows // 10):
+    for seed, first_s in belts:
         watch = drift.Watch(baseline, model.package.labels)
-        for sample in belt(model, seed, 10, _same, {}):
+        for sample in belt(model, seed, _STRETCH, _same, {}, first_s=first_s):
             for verdict in watch.take(sample):
                 judged[verdict.signal] += 1
                 suspicious[verdict.signal] += verdict.suspicious > 0

@@ -29,7 +29,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("uplink", "the uplink between two brokers, fed as fast as it takes, link by link", _uplink),
         ("link", "each link against a stand-in of its far end, beside the bare client", _link),
         ("inference", "every installed runtime on one package", _inference),
-        ("models", "a package of 100 MB installed, against sha256 and a flushed write", _models),
+        (
+            "models",
+            "what it costs to deliver, exchange and watch models, and to run each form of one",
+            _models,
+        ),
         ("swap", "models exchanged under load: gaps between results, CPU, memory", _swap),
     ):
         parser = kinds.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -37,7 +41,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(
             "--runs", type=int, default=3, metavar="N", help="repetitions; medians are reported"
         )
-        if name in ("pipeline", "inference", "swap"):
+        if name in ("pipeline", "inference", "models", "swap"):
             parser.add_argument(
                 "--package", type=Path, metavar="DIR", help="model package (default: the demo's)"
             )
@@ -53,7 +57,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--folder", type=Path, metavar="DIR", help="on the disk to measure (default: the current one)"
             )
         if name == "models":
-            parser.add_argument("--mb", type=int, default=100, metavar="N", help="size of the model")
+            _add_models(parser)
         if name == "buffer":
             parser.add_argument("--quick", action="store_true", help="everything smaller, in half a minute")
         if name == "link":
@@ -62,14 +66,29 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                 "--outage", type=float, default=0.0, metavar="S",
                 help="take each far end away for so long, and time the way back (default: not at all)",
             )  # fmt: skip
+        if name in ("models", "swap"):
+            swaps = 50 if name == "swap" else 20
+            parser.add_argument("--swaps", type=int, default=swaps, metavar="N", help="exchanges in a run")
         if name == "swap":
-            parser.add_argument("--swaps", type=int, default=50, metavar="N", help="exchanges in a run")
             parser.add_argument(
                 "--runtime", default="onnxruntime", metavar="NAME", help="what runs the model"
             )
         if name == "bus":
             parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of one run")
         parser.set_defaults(func=lambda arguments, func=func: _report(func, arguments))
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mb", type=int, default=100, metavar="N", help="size of the model that is installed"
+    )
+    parser.add_argument(
+        "--labelled", type=Path, metavar="DIR", help="labelled pictures, to judge the forms of the package on"
+    )
+    parser.add_argument(
+        "--part", action="append", default=[], choices=("install", "swap", "watching", "forms"),
+        help="only this; may be repeated (default: all)",
+    )  # fmt: skip
 
 
 def _report(measure: Callable[[argparse.Namespace], Figures], arguments: argparse.Namespace) -> int:
@@ -161,6 +180,24 @@ def _swap(arguments: argparse.Namespace) -> Figures:
 
 
 def _models(arguments: argparse.Namespace) -> Figures:
-    from skerry.cli import bench_models  # noqa: PLC0415 - each benchmark imports what it needs
+    parts = arguments.part or ["install", "swap", "watching", "forms"]
+    package = arguments.package or Path(__file__).resolve().parents[3] / "models" / "parts"
+    figures: Figures = {}
+    if "install" in parts:
+        from skerry.cli import bench_models  # noqa: PLC0415 - each benchmark imports what it needs
 
-    return bench_models.run(runs=arguments.runs, megabytes=arguments.mb, folder=arguments.folder)
+        figures["install"] = bench_models.run(
+            runs=arguments.runs, megabytes=arguments.mb, folder=arguments.folder
+        )
+    if "swap" in parts:
+        from skerry.cli import bench_swap  # noqa: PLC0415 - each benchmark imports what it needs
+
+        figures["swap"] = bench_swap.run(package=package, swaps=arguments.swaps)
+    if "watching" in parts or "forms" in parts:
+        from skerry.cli import bench_watching  # noqa: PLC0415 - each benchmark imports what it needs
+
+        if "watching" in parts:
+            figures["watching"] = bench_watching.run(package, runs=arguments.runs)
+        if "forms" in parts:
+            figures["forms"] = bench_watching.forms(package, arguments.labelled)
+    return figures

@@ -181,9 +181,10 @@ def _sheet(pictures: Path, found: Sequence[Kept]) -> Any:
     tiles = list(_tiles(pictures, found))
     columns = min(_COLUMNS, max(math.ceil(math.sqrt(len(tiles))), 1))
     rows = max(math.ceil(len(tiles) / columns), 1)
-    sheet = numpy.full((rows * (_TILE + _CAPTION), columns * _TILE, 3), 32, numpy.uint8)
+    height = max((tile.shape[0] for tile in tiles), default=1)
+    sheet = numpy.full((rows * height, columns * _TILE, 3), 32, numpy.uint8)
     for n, tile in enumerate(tiles):
-        y, x = n // columns * (_TILE + _CAPTION), n % columns * _TILE
+        y, x = n // columns * height, n % columns * _TILE
         sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     return sheet
 
@@ -204,10 +205,10 @@ def _tiles(pictures: Path, found: Sequence[Kept]) -> Iterator[Any]:
             _write(
                 cv2, small, f"{one.label} {one.score:.2f}", (corners[0][0], max(corners[0][1] - 3, 9)), 0.35
             )
-        tile = numpy.full((_TILE + _CAPTION, _TILE, 3), 32, numpy.uint8)
+        tile = numpy.full((size[1] + _CAPTION, _TILE, 3), 32, numpy.uint8)
         tile[: small.shape[0], : small.shape[1]] = small
-        _write(cv2, tile, f"{about.camera} {about.time[:19]}", (4, _TILE + 14), 0.4)
-        _write(cv2, tile, about.why[:48], (4, _TILE + 30), 0.4)
+        _write(cv2, tile, f"{about.camera} {about.time[:19]}", (4, size[1] + 14), 0.4)
+        _write(cv2, tile, about.why[:48], (4, size[1] + 30), 0.4)
         yield tile
 
 
