@@ -131,8 +131,8 @@ class SlotSettings(Settings, frozen=True, kw_only=True):
     rollback_on_drift: bool = False
     """Go back to the package before when drift begins soon after one was confirmed."""
     drift_within_s: Positive = 86_400.0
-    """How soon that is, and for how long a package that fails after it was confirmed is gone back from. Later,
-    both are more likely the site's than the model's."""
+    """How soon that is, and for how long a package that fails after it was confirmed is gone back from.
+    Later, both are more likely the site's than the model's."""
 
 
 class UpdaterSettings(ModuleSettings, frozen=True, kw_only=True):
