@@ -399,6 +399,21 @@ def test_entries_of_many_threads_make_one_chain(tmp_path: Path) -> None:
     assert verify(tmp_path, log.head) == replace(verify(tmp_path), entries=200)
 
 
+def test_a_log_verifies_while_it_is_written_and_drops_its_oldest(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    assert log.append("step") is not None
+    writer = threading.Thread(
+        target=lambda: [log.append("step", reason=LONG) for _ in range(150)], daemon=True
+    )
+    writer.start()
+    reports = [verify(tmp_path)]
+    while writer.is_alive():
+        reports.append(verify(tmp_path))
+        writer.join(0.005)  # or the interpreter's lock is all that is tested
+    assert [each.problems for each in reports if each.problems] == []
+    assert verify(tmp_path, log.head).problems == ()
+
+
 def test_a_limit_that_holds_no_segments_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected 65536 or more, got 65535"):
         AuditLog(tmp_path, LEAST_BYTES - 1)
