@@ -375,7 +375,9 @@ def _print(title: str, digest: str, measured: Measured, made: Statement | None, 
         ("model alone", figures.model_ms),
     ):
         _print_latency(what, latency)
-    steady = "p95 of each tenth of the time: {:.1f} to {:.1f} ms".format(*figures.p95_by_tenth_ms)
+    steady = "too few samples for a p95 of each tenth of the time"
+    if figures.p95_by_tenth_ms is not None:
+        steady = "p95 of each tenth of the time: {:.1f} to {:.1f} ms".format(*figures.p95_by_tenth_ms)
     print(f"{steady}; {figures.unanswered} frames without an answer\n")
     if made is None:
         rows = (("throughput", figures.frames_per_s, "frames/s"), ("memory", figures.memory_mib, "MiB"),

@@ -74,7 +74,7 @@ class Window:
         session_ms: of each result.
         answered_per_s: good results of all cameras.
         offered_per_s: frames that were taken, of all cameras.
-        p95_by_tenth_ms: least and greatest p95 of the tenths that have enough samples.
+        p95_by_tenth_ms: least and greatest p95 of the tenths that have enough samples; None: none has.
     """
 
     frame_to_event_ms: list[float]
@@ -82,7 +82,7 @@ class Window:
     session_ms: list[float]
     answered_per_s: float
     offered_per_s: float
-    p95_by_tenth_ms: tuple[float, float]
+    p95_by_tenth_ms: tuple[float, float] | None
 
 
 def between(
@@ -125,9 +125,9 @@ def between(
     )
 
 
-def _tenths(timed: list[tuple[int, float]], begin_ns: int, end_ns: int) -> tuple[float, float]:
+def _tenths(timed: list[tuple[int, float]], begin_ns: int, end_ns: int) -> tuple[float, float] | None:
     tenths: Mapping[int, list[float]] = defaultdict(list)
     for captured, ms in timed:
         tenths[(captured - begin_ns) * 10 // (end_ns - begin_ns)].append(ms)
     found = [percentile(sorted(t), 0.95).value for t in tenths.values() if len(t) >= _LEAST_IN_TENTH]
-    return (round(min(found), 3), round(max(found), 3)) if found else (0.0, 0.0)
+    return (round(min(found), 3), round(max(found), 3)) if found else None

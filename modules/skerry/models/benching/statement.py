@@ -62,8 +62,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """From when a camera's frame was taken to when its event was at whoever keeps events."""
     unanswered: Annotated[int, Meta(ge=0)]
     """Frames that no result was seen of. Each is a sample of `frame_to_event_ms` that is infinitely late."""
-    p95_by_tenth_ms: tuple[float, float]
-    """Least and greatest p95 among the tenths of the time: how steady the machine was."""
+    p95_by_tenth_ms: tuple[float, float] | None
+    """Least and greatest p95 among the tenths of the time, where they have enough samples: how steady the
+    machine was."""
     load_frames_per_s: Share
     """Results of all cameras, while that was measured."""
     offered_frames_per_s: Share
