@@ -80,6 +80,8 @@ def source(arguments: argparse.Namespace) -> Package | None:
     found: Found = mlflow.find(arguments.mlflow, arguments.registered, arguments.number)
     if found.package is None:
         arguments.model = found.onnx
+        if arguments.manifest is None and arguments.name is None:
+            arguments.name = arguments.registered
         return None
     try:
         taken: Package = mlflow.take(found, arguments.out, force=arguments.force)
