@@ -147,7 +147,16 @@ class Updater:
             self._scrub_at = now + self._settings.scrub_s
             self._scrub("the time for it")
         self._offer()
+        self._see_to_audit()
         self._report()
+
+    def _see_to_audit(self) -> None:
+        """What the disk did not take waits in memory; somebody should know, and it is tried again."""
+        self._audit.flush()
+        if self._audit.fault is not None:
+            self._host.fault("audit", self._audit.fault)
+        else:
+            self._host.clear("audit")
 
     def _adjust(self, settings: UpdaterSettings) -> None:
         """Take over what may change while it runs."""
