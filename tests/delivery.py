@@ -25,6 +25,7 @@ from skerry.inference.settings import InferenceSettings
 from skerry.messages import Activations, Desired, Detections, Inventory, SlotUse, Update
 from skerry.models import layout
 from skerry.models.slots import Slots, read_slots
+from skerry.mqtt import MqttBus
 from skerry.service import Host
 from skerry.settings import parse
 from skerry.testing import eventually, running
@@ -145,6 +146,8 @@ class Device(Site):
         self.activations: list[Activations] = []
         self._inventories: list[Inventory] = []
         self.hosts: dict[str, Host] = {}
+        self.buses: list[MqttBus] = []
+        """Of modules, where they are on a real broker."""
         self._frames: list[Frames] = []
         self._cameras: dict[str, Camera] = {}
         self.bus.subscribe(ACTIVATIONS, self.activations.append, "inference")
