@@ -265,7 +265,7 @@ class _Bench:
 
     def _figures(self, fast: Run, main: Run, alone: list[float]) -> Figures:
         return Figures(
-            frame_to_event_ms=statement.latency(main.window.frame_to_event_ms, main.window.unanswered),
+            frame_to_event_ms=statement.latency(main.window.frame_to_event_ms, main.window.endless),
             unanswered=main.window.unanswered,
             p95_by_tenth_ms=main.window.p95_by_tenth_ms,
             load_frames_per_s=round(main.window.answered_per_s, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class Window:
     Attributes:
         frame_to_event_ms: of each frame that led to an event.
         unanswered: frames that no result was seen of, or that the source was due to give and nobody took.
+        endless: how many of them would have led to an event, at the share of those that were answered.
         session_ms: of each result.
         answered_per_s: good results of all cameras.
         offered_per_s: frames that were taken, of all cameras.
@@ -79,6 +81,7 @@ class Window:
 
     frame_to_event_ms: list[float]
     unanswered: int
+    endless: int
     session_ms: list[float]
     answered_per_s: float
     offered_per_s: float
@@ -118,6 +121,7 @@ def between(
     return Window(
         frame_to_event_ms=[ms for _, ms in timed],
         unanswered=max(0, unanswered),
+        endless=math.ceil(max(0, unanswered) * (len(timed) / answered if answered else 1)),
         session_ms=session,
         answered_per_s=answered / seconds,
         offered_per_s=offered / seconds,

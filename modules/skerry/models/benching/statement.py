@@ -61,7 +61,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     frame_to_event_ms: Latency
     """From when a camera's frame was taken to when its event was at whoever keeps events."""
     unanswered: Annotated[int, Meta(ge=0)]
-    """Frames that no result was seen of. Each is a sample of `frame_to_event_ms` that is infinitely late."""
+    """Frames that no result was seen of. As many of them as would have led to an event, at the share of those
+    that were answered, are samples of `frame_to_event_ms` that are infinitely late."""
     p95_by_tenth_ms: tuple[float, float] | None
     """Least and greatest p95 among the tenths of the time, where they have enough samples: how steady the
     machine was."""

@@ -40,6 +40,17 @@ def test_frames_that_were_dropped_on_the_way_are_unanswered() -> None:
     assert found.answered_per_s == 7
 
 
+def test_of_unanswered_frames_as_many_are_endless_as_would_have_led_to_events() -> None:
+    seen = filmed(lost=3)
+    for n in [n for n in seen.events if n[1] % 2]:
+        del seen.events[n]
+    found = between(seen, ["one"], 0, 10 * S)
+    answered = len(seen.answers["one"])
+    assert found.endless == -(-27 * len(found.frame_to_event_ms) // answered)
+    assert 0 < found.endless < found.unanswered
+    assert between(Seen(), ["one"], 0, 10 * S, 10).endless == 99
+
+
 def test_frames_that_nobody_took_though_they_were_due_are_unanswered() -> None:
     found = between(filmed(fps=8), ["one"], 0, 10 * S, 10)
     assert found.unanswered == 100 - 1 - 80
