@@ -122,6 +122,18 @@ def test_a_form_that_collapses_is_left_out_with_its_reason(tmp_path: Path) -> No
     assert "Refused" in (out / "report.md").read_text()
 
 
+def test_pruning_that_costs_too_much_ends_the_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = classifier_spec(
+        tmp_path, silu_model(stretch=1), artifacts={"onnx-fp32": {"runtimes": ["onnxruntime"]}},
+        prune={"share": 0.99},
+    )  # fmt: skip
+    assert main(["model", "build", str(spec), "--out", str(tmp_path / "out"), "--quiet"]) == 65
+    said = capsys.readouterr().err
+    assert "prune: expected a loss of at most 0.01, got: onnxruntime loses 0.5" in said
+
+
 def test_a_reference_that_is_not_good_enough_always_ends_the_build(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
