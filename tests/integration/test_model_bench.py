@@ -78,3 +78,10 @@ def test_another_architecture_s_class_is_not_claimed(capsys: pytest.CaptureFixtu
     other = next(n for n, d in DEVICES.items() if d.architecture != machine.architecture())
     assert main(["model", "bench", str(PARTS), "--class", other, "--seconds", "1"]) == 78
     assert "measure on such a device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", ["--cameras 0", "--fps nan", "--seconds 0.5", "--threads x"])
+def test_a_number_that_cannot_be_is_said_at_once(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["model", "bench", str(PARTS), *said.split()])
+    assert f"{said.split(maxsplit=1)[0]}: expected " in capsys.readouterr().err

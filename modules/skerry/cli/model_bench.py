@@ -9,11 +9,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ from skerry.models.benching.statement import Environment, Figures, Judgement, La
 
 if TYPE_CHECKING:
     from skerry.cli.bench_frames import Run, Say, Setup
+
+T = TypeVar("T", int, float)
 
 _FPS = 15.0
 """Of a camera, where no class says."""
@@ -69,11 +71,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "(default: multi-stream with a class, else single-stream)",
     )  # fmt: skip
     parser.add_argument(
-        "--cameras", type=int, default=None, metavar="N", help="in place of the class's number"
+        "--cameras", type=_within(1, 64), default=None, metavar="N", help="in place of the class's number"
     )
-    parser.add_argument("--fps", type=float, default=None, metavar="F", help="in place of the class's rate")
     parser.add_argument(
-        "--seconds", type=_seconds, default=statement.LEAST_S, metavar="S",
+        "--fps", type=_within(0.1, 240.0), default=None, metavar="F", help="in place of the class's rate"
+    )
+    parser.add_argument(
+        "--seconds", type=_within(1.0, 86_400.0), default=statement.LEAST_S, metavar="S",
         help="how long, without the warm-up (default %(default)g, as MLPerf wants it)",
     )  # fmt: skip
     parser.add_argument(
@@ -84,9 +88,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--runtime", choices=("auto", *RUNTIME_DEVICES), default="auto", help="default: the fastest"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="what it runs on (default cpu)")
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="of one run on the CPU")
     parser.add_argument(
-        "--image-mb", type=int, default=None, metavar="N",
+        "--threads", type=_within(1, 256), default=None, metavar="N", help="of one run on the CPU"
+    )
+    parser.add_argument(
+        "--image-mb", type=_within(1, 1_000_000), default=None, metavar="N",
         help="size of the image that the device runs, as docker tells; judged as it is said",
     )  # fmt: skip
     parser.add_argument(
@@ -97,14 +103,19 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(func=run)
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected 1 to 86400 seconds, got {text}")
-    return value
+def _within(least: T, most: T) -> Callable[[str], T]:
+    """A parser of numbers of that kind and size."""
+
+    def parse(text: str) -> T:
+        try:
+            value = type(least)(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {text}")
+        return value
+
+    return parse
 
 
 def run(arguments: argparse.Namespace) -> int:
