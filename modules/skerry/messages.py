@@ -405,6 +405,8 @@ class SlotUse(msgspec.Struct, frozen=True, kw_only=True):
     """It failed, and would so again."""
     drift: tuple[str, ...] = ()
     """As `ModelInUse.drift`."""
+    watched: bool = False
+    """What serves has been compared with its baseline for so long that no drift means that there is none."""
     failing: str = ""
     """Why most of the last results of what serves are failures; empty where they are not."""
 

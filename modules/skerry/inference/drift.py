@@ -312,6 +312,7 @@ class Watch:
         self._reference = {name: np.array(baseline.signals[name].counts, np.int64) for name in self._signals}
         self._row = dict.fromkeys(self._signals, 0)
         self._last_ns: int | None = None
+        self._windows = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -322,6 +323,11 @@ class Watch:
     def drifted(self) -> tuple[str, ...]:
         """Signals that have been suspicious for as many windows in a row as the baseline wants."""
         return tuple(name for name, row in self._row.items() if row >= self._baseline.in_a_row)
+
+    @property
+    def settled(self) -> bool:
+        """Whether so many windows went by that `drifted` says something if it is empty."""
+        return self._windows >= self._baseline.in_a_row
 
     def due(self, media_ns: int) -> bool:
         """Whether the frame of this time is one to sample; a clock that went back begins anew."""
@@ -342,6 +348,7 @@ class Watch:
         self._taken += 1
         if self._taken < self._baseline.window:
             return []
+        self._windows += 1
         verdicts = [self._judge(name) for name, counted in self._window.items() if counted.total >= _FEWEST]
         self._begin()
         return verdicts

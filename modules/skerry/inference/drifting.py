@@ -42,13 +42,13 @@ class Drifting:
         watch = self._watch(ref.camera, model)
         if watch is None or number != ref.number or result.reason:
             return
-        before = watch.drifted
+        before, was_settled = watch.drifted, watch.settled
         for verdict in watch.take(drift.sampled(looks, result.objects, model.package.labels)):
             labels = {"camera": ref.camera, "signal": verdict.signal}
             self._telemetry.gauge("skerry_drift_distance", round(verdict.distance, 4), **labels)
             self._telemetry.gauge("skerry_drift_limit", verdict.furthest, **labels)
             self._telemetry.gauge("skerry_drift", float(verdict.drifted), **labels)
-        if watch.drifted != before:
+        if watch.drifted != before or watch.settled != was_settled:
             for name in sorted(set(watch.drifted) - set(before)):
                 log.warning("drift.found", camera=ref.camera, signal=name, model=model.package.title)
             for name in sorted(set(before) - set(watch.drifted)):
@@ -68,6 +68,15 @@ class Drifting:
             if digest == model.digest and cameras(camera)
             for name in watch.drifted
         )
+
+    def settled(self, model: Model, cameras: Callable[[str], bool]) -> bool:
+        """Whether `of` says something if it is empty: all cameras were looked at for long enough."""
+        found = [
+            watch.settled
+            for camera, (digest, watch) in self._watches.items()
+            if digest == model.digest and cameras(camera)
+        ]
+        return bool(found) and all(found)
 
     def at(self, camera: str, model: Model) -> tuple[str, ...]:
         """Signals of a camera that drift in the eyes of its model."""

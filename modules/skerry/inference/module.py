@@ -316,11 +316,15 @@ class Inference:
         titles = {n: model.package.title for n, model in enumerate(self._models)}
         drift = {n: self._drifts(n, model) for n, model in enumerate(self._models)}
         failing = {n: model.trouble for n, model in enumerate(self._models)}
-        message = self._slots.message(self._settings.module, titles, drift, failing)
+        watched = {n for n, model in enumerate(self._models) if self._drifting.settled(model, self._sees(n))}
+        message = self._slots.message(self._settings.module, titles, drift, failing, watched)
         self._bus.publish(ACTIVATIONS, message, self._settings.module)
 
     def _drifts(self, index: int, model: Model) -> tuple[str, ...]:
-        return self._drifting.of(model, lambda camera: self._model_of(camera) == index)
+        return self._drifting.of(model, self._sees(index))
+
+    def _sees(self, index: int) -> Callable[[str], bool]:
+        return lambda camera: self._model_of(camera) == index
 
     def _show_choice(self, model: Model) -> None:
         telemetry, title = self._host.telemetry, model.package.title

@@ -6,7 +6,7 @@ Knows no bus and no session: the module hands in offers and outcomes, and asks w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -185,6 +185,7 @@ class SlotTable:
         titles: Mapping[int, str],
         drift: Mapping[int, tuple[str, ...]],
         failing: Mapping[int, str],
+        watched: Collection[int] = (),
     ) -> Activations:
         """What to tell.
 
@@ -193,12 +194,13 @@ class SlotTable:
             titles: name@version of what serves, by place.
             drift: what drifts, by place.
             failing: why most results are failures, by place.
+            watched: places where drift would be known by now.
         """
         replace = msgspec.structs.replace
         return Activations(
             module=module,
             slots=tuple(
-                replace(use, model=titles[n], drift=drift[n], failing=failing[n])
+                replace(use, model=titles[n], drift=drift[n], failing=failing[n], watched=n in watched)
                 for n, use in sorted(self._uses.items())
             ),
         )

@@ -49,6 +49,8 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     """Slot to digest to why it failed here."""
     confirmed: dict[str, Confirmed] = {}
     """By slot."""
+    drift: dict[str, tuple[str, ...]] = {}
+    """By slot."""
 
 
 class Memory:
@@ -71,6 +73,22 @@ class Memory:
         found = self._kept.confirmed.get(slot)
         return found if found is not None and found.digest == digest else None
 
+    def drift(self, slot: str) -> tuple[str, ...]:
+        """What drifted last in a slot, whatever served, until it was known that it does not any more."""
+        return self._kept.drift.get(slot, ())
+
+    def note_drift(self, slot: str, drift: tuple[str, ...], *, watched: bool) -> None:
+        """What inference says of a slot.
+
+        Args:
+            slot: its name.
+            drift: what drifts.
+            watched: it would be known by now; after a start of inference, and of a model, that takes a while.
+        """
+        now = drift or (() if watched else self.drift(slot))
+        if now != self.drift(slot):
+            self._keep(replace(self._kept, drift={**self._kept.drift, slot: now}))
+
     def fail(self, slot: str, digest: str, reason: str) -> None:
         """A package failed in a slot."""
         others = {d: r for d, r in self.failed(slot).items() if d != digest}
@@ -81,7 +99,8 @@ class Memory:
         """A package has proved itself in a slot, whatever it did before."""
         rest = {d: r for d, r in self.failed(slot).items() if d != confirmed.digest}
         self._keep(
-            _Kept(
+            replace(
+                self._kept,
                 failed={**self._kept.failed, slot: rest},
                 confirmed={**self._kept.confirmed, slot: confirmed},
             )

@@ -183,6 +183,7 @@ class Updater:
                     # A try that this process did not begin goes on.
                     slot.attempt = max(slot.attempt, use.attempt)
                     self._note_step(slot, use)
+                    self._memory.note_drift(use.slot, use.drift, watched=use.watched)
 
     def _note_step(self, slot: _Slot, use: SlotUse) -> None:
         seen = use.offered, use.step, use.reason
@@ -291,8 +292,7 @@ class Updater:
         slot.attempt += 1
         slot.wait_s = 0.0
         slot.step, slot.reason = "offered", ""
-        use = self._uses.get(name)
-        slot.drift = use.drift if use is not None else ()
+        slot.drift = self._memory.drift(name)
         self._say("offered", name, Next("offer", digest))
         log.info("model.offered", slot=name, model=package.title, digest=digest)
 

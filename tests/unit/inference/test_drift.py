@@ -102,6 +102,13 @@ def test_drift_wants_several_windows_in_a_row_and_ends_with_a_good_one():
     assert watch(its, [*three, *drawn(random, WINDOW)])[0].drifted == ()
 
 
+def test_that_nothing_drifts_is_known_after_as_many_windows_as_drift_takes():
+    random = np.random.default_rng(5)
+    its = baseline(drawn(random, 60 * WINDOW), 3, every_s=1, window=WINDOW, in_a_row=3)
+    assert not watch(its, drawn(random, 3 * WINDOW - 1))[0].settled
+    assert watch(its, drawn(random, 3 * WINDOW))[0].settled
+
+
 def test_a_window_with_few_values_of_a_signal_says_nothing_of_it():
     random = np.random.default_rng(5)
     its = baseline(drawn(random, 60 * WINDOW), 3, every_s=1, window=WINDOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from skerry.messages import SlotUse
 from skerry.models.slots import Slots
 from skerry.trust.packages import TrustedPackage
 from skerry.trust.times import Running
-from skerry.updater.memory import Confirmed
+from skerry.updater.memory import Confirmed, Memory
 from skerry.updater.rollout import Next, Scene, next_step
 from skerry.updater.settings import SlotSettings
 
@@ -188,6 +189,19 @@ def test_how_long_ago_a_package_was_confirmed_outlives_a_restart(utc_s, boot, se
     confirmed = Confirmed(digest=N, utc_s=1000.0, running=Running("this", 10.0))
     kept = msgspec.json.decode(msgspec.json.encode(confirmed), type=Confirmed)
     assert kept.age_s(utc_s, Running(boot, seconds)) == age_s
+
+
+def test_what_drifts_is_remembered_until_it_is_known_that_it_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "updates.json"
+    Memory(file).note_drift("belt", ("gate: brightness",), watched=False)
+    for drift, watched, expected in (
+        ((), False, ("gate: brightness",)),  # inference was started anew, and does not know yet
+        (("gate: label",), True, ("gate: label",)),
+        ((), True, ()),
+    ):
+        Memory(file).note_drift("belt", drift, watched=watched)
+        assert Memory(file).drift("belt") == expected
+    assert Memory(file).drift("ramp") == ()
 
 
 def test_drift_of_another_package_than_the_current_one_is_not_laid_at_its_door():
