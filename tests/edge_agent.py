@@ -126,12 +126,13 @@ class Device:
         """Create one module's container."""
         module = self.modules[name]
         options = joined(module["settings"])
+        binds = [*options["HostConfig"].get("Binds", []), f"{self._workload}:{SOCKET}"]
         body = {
             **options,
             "Image": module["settings"]["image"],
             "Env": merged(module.get("env", {}), options, self.told),
             "Labels": OWNER,
-            "HostConfig": {**options["HostConfig"], "Binds": [f"{self._workload}:{SOCKET}"]},
+            "HostConfig": {**options["HostConfig"], "Binds": binds},
             "NetworkingConfig": {"EndpointsConfig": {self.network: {"Aliases": [name]}}},
         }
         self.engine.ask("POST", f"/containers/create?name={self.prefix}-{name}", body)

@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from skerry.deploy.contained import BUS_HOST
 from skerry.deploy.k3s import IMAGES_FILE
 from skerry.deploy.plan import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 
-PODS = ("broker", "uplink", "buffer", "decision", "vision")
-"""In the order of starting; stopped the other way round."""
+PODS = ("broker", "updater", "uplink", "buffer", "decision", "vision")
+"""In the order of starting; stopped the other way round. A site need not have an updater."""
 _WRAPPER = Path(__file__).with_name("runc_without_limits")
 Object = dict[str, Any]
 
@@ -50,6 +50,7 @@ class Played:
         self.folder = folder
         self._storage = storage
         self._network = f"skerry-test-{os.getpid()}"
+        self.names = [name for name in PODS if (folder / f"base/{name}.yaml").exists()]
         self.pods: dict[str, Object] = {}
         """The specification of each pod as it was rendered."""
 
@@ -79,18 +80,26 @@ class Played:
             if not (folder / KEY_FILE).exists():
                 continue
             files = (CA_FILE, CERTIFICATE_FILE, KEY_FILE)
-            data = {name: (folder / name).read_text(encoding="utf-8") for name in files}
-            path = self._storage / "secret.json"
-            path.write_text(json.dumps({"data": data}), encoding="utf-8")
-            self.podman("secret", "create", f"certificates-{folder.name}", str(path))
-            path.unlink()
+            self.secret(f"certificates-{folder.name}", *(folder / name for name in files))
+
+    def secret(self, name: str, *files: Path) -> None:
+        """Make a Secret, its keys being the files' names."""
+        data = {file.name: file.read_text(encoding="utf-8") for file in files}
+        path = self._storage / "secret.json"
+        path.write_text(json.dumps({"data": data}), encoding="utf-8")
+        self.podman("secret", "create", name, str(path))
+        path.unlink()
+
+    def volume(self, claim: str) -> Path:
+        """The folder that a claim is here."""
+        return self._storage / "root/volumes" / claim / "_data"
 
     def play(self) -> None:
         """Start every pod of the base."""
         self.podman("network", "create", self._network)
         [network] = json.loads(self.podman("network", "inspect", self._network))
         first = ipaddress.ip_network(network["subnets"][0]["subnet"])[10]
-        for n, name in enumerate(PODS):
+        for n, name in enumerate(self.names):
             documents = list(
                 yaml.safe_load_all((self.folder / f"base/{name}.yaml").read_text(encoding="utf-8"))
             )
@@ -107,7 +116,7 @@ class Played:
 
     def containers(self) -> list[tuple[str, str]]:
         """Every container but those that end before the others start, with its pod."""
-        return [(pod, c["name"]) for pod in PODS for c in self.pods[pod]["containers"]]
+        return [(pod, c["name"]) for pod in self.names for c in self.pods[pod]["containers"]]
 
     def run(self, pod: str, name: str, *command: str) -> str:
         """Run a command in a container."""
@@ -115,7 +124,7 @@ class Played:
 
     def delivered(self) -> list[Object]:
         """The events that the far end has, which is a file here."""
-        path = self._storage / "root/volumes/output/_data/events.jsonl"
+        path = self.volume("output") / "events.jsonl"
         if not path.exists():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -123,7 +132,7 @@ class Played:
     def stop(self) -> dict[str, int]:
         """Stop in the order of the flow, each in the time that it has; every container's exit code."""
         codes = {}
-        for pod in reversed(PODS):
+        for pod in reversed(self.names):
             seconds = self.pods[pod]["terminationGracePeriodSeconds"]
             self.podman("pod", "stop", "-t", str(seconds), f"{pod}-pod-0")
             for container in self.pods[pod]["containers"]:
@@ -141,8 +150,14 @@ class Played:
 
 
 @contextmanager
-def played(site: Path, folder: Path) -> Iterator[Played]:
-    """Render a site, start its pods on a secured bus, and leave nothing of it behind."""
+def played(site: Path, folder: Path, secrets: Mapping[str, Path] | None = None) -> Iterator[Played]:
+    """Render a site, start its pods on a secured bus, and leave nothing of it behind.
+
+    Args:
+        site: its file.
+        folder: where the rendering and the certificates go.
+        secrets: Secrets besides those of the bus, each with the one file that is in it.
+    """
     assert main(["render", "k3s", str(site), "--out", str(folder / "site")]) == 0
     assert main(["certs", str(site), "--out", str(folder / "certificates")]) == 0
     # A short path: sockets are in it, whose names have a bound of 107 characters.
@@ -151,6 +166,8 @@ def played(site: Path, folder: Path) -> Iterator[Played]:
     try:
         running.load()
         running.secrets(folder / "certificates")
+        for name, file in (secrets or {}).items():
+            running.secret(name, file)
         running.play()
         yield running
     finally:

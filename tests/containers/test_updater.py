@@ -130,13 +130,19 @@ def plugged_in(room: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Whoever publishes, in `repository`; and where sticks are mounted: for all to see, as systemd has it."""
-    room = tmp_path_factory.mktemp("room")
-    (room / "media").mkdir()
+@contextmanager
+def shared_media(room: Path) -> Iterator[Path]:
+    """A folder with one in it where sticks are mounted: for all to see, as systemd has it."""
+    (room / "media").mkdir(parents=True)
     with mounted(room / "media", room / "media"):
         subprocess.run(["mount", "--make-shared", str(room / "media")], check=True)
+        yield room
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Whoever publishes, in `repository`, and its sticks."""
+    with shared_media(tmp_path_factory.mktemp("room")) as room:
         yield room
 
 

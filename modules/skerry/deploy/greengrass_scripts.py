@@ -34,8 +34,6 @@ _IN_A_ROW = 3
 """Health checks, a second apart, that have to go well: who ends right after the start is found, too."""
 SOCKET = "/run/nucleus.socket"
 """Where the uplink sees the nucleus' socket."""
-_NOT_IN_FOLDER = ("models", "sources")
-"""Roles of what comes with the component, or is somewhere else on the device."""
 _SOCKET_VARIABLE = "AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT"
 
 
@@ -68,7 +66,7 @@ def speaks_to_nucleus(container: Container) -> bool:
 
 def needs_folder(container: Container) -> bool:
     """Whether it reads anything that an operator puts on the core device."""
-    return container.identity or any(mount.role not in _NOT_IN_FOLDER for mount in container.mounts)
+    return container.identity or any(mount.role != "models" for mount in container.mounts)
 
 
 def startup(deployment: Deployment, container: Container) -> str:
