@@ -1,6 +1,7 @@
 """`skerry model build` from end to end, on models of a few nodes and real runtimes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -65,6 +66,18 @@ def test_a_device_takes_what_was_built(built: Path, tmp_path: Path) -> None:
     choice = choose(load(built / "package"), Place(cache=tmp_path), precision="int8")
     assert {m.error for m in choice.measurements} == {""}
     assert choice.form in ("onnx-int8", "openvino-int8")
+
+
+def test_golden_pictures_are_taken_anew_for_every_form(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(built / "package", folder)
+    assert main(["model", "golden", str(folder), str(built / "belt" / "13.png")]) == 0
+    manifest = load(folder).manifest
+    goldens = [manifest.golden, *(variant.golden for variant in manifest.variants)]
+    names = {picture.file for golden in goldens if golden is not None for picture in golden.pictures}
+    assert None not in goldens
+    assert names == {path.name for path in folder.glob("golden-*.png")}
+    assert len(names) == 1
 
 
 def test_times_stand_beside_the_package_and_not_in_it(built: Path) -> None:

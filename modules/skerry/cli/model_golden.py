@@ -17,9 +17,11 @@ from skerry.errors import ConfigError, PackageError
 from skerry.inference.golden import mismatches
 from skerry.inference.preprocess import Pixels
 from skerry.inference.runtimes import installed
+from skerry.inference.settings import ModelUse
 from skerry.messages import Detection
-from skerry.models.manifest import Golden, GoldenPicture, Sighting
-from skerry.models.package import MANIFEST, load
+from skerry.models import judging
+from skerry.models.manifest import Golden, GoldenPicture, Sighting, Variant
+from skerry.models.package import MANIFEST, Package, load
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
@@ -49,7 +51,11 @@ def make(folder: Path, images: Sequence[Path]) -> dict[str, Any]:
             found = mismatches(picture.objects, look(pixels), golden, threshold)
             if found:
                 raise PackageError(f"{path}: {name} does not see what {first[0]} sees: {found[0]}")
-    _keep(folder, golden, {picture.file: content for picture, content in kept})
+    variants = {
+        variant.name: _of_variant(package, variant, golden, [pixels for _, pixels in read])
+        for variant in package.manifest.variants
+    }
+    _keep(folder, golden, variants, {picture.file: content for picture, content in kept})
     load(folder)
     return {
         "package": package.title,
@@ -89,14 +95,43 @@ def _picture(pixels: Pixels, seen: Sequence[Detection]) -> tuple[GoldenPicture, 
     return GoldenPicture(file=f"golden-{sha256[:12]}.png", sha256=sha256, objects=objects), content
 
 
-def _keep(folder: Path, golden: Golden, files: Mapping[str, bytes]) -> None:
+def _of_variant(
+    package: Package, variant: Variant, golden: Golden, pictures: Sequence[Pixels]
+) -> Golden | None:
+    """What a variant sees in the pictures; None where it is held to the reference's numbers.
+
+    Raises:
+        PackageError: two runtimes that may load it do not see the same.
+    """
+    if variant.precision == "fp32":
+        return None
+    seen = {}
+    for name in installed():
+        if variant.name in package.forms_for(name):
+            with judging.opened(name, package, form=variant.name) as model:
+                model.adjust(ModelUse(package=str(package.folder)))
+                seen[name] = [judging.sightings(model, pixels) for pixels in pictures]
+    if not seen:
+        raise ConfigError(f"model golden: {variant.name}: expected a runtime that loads it, found none")
+    its, told = judging.agreed(golden.pictures, seen, package.manifest.decoder.score_threshold)
+    if told:
+        raise PackageError(f"{variant.name}: {told}")
+    return its
+
+
+def _keep(
+    folder: Path, golden: Golden, variants: Mapping[str, Golden | None], files: Mapping[str, bytes]
+) -> None:
     """Write the pictures, then the manifest that names them; those it names no longer are removed."""
     path = folder / MANIFEST
     raw = json.loads(path.read_bytes())
-    before = {picture["file"] for picture in (raw.get("golden") or {}).get("pictures", ())}
+    goldens = [raw.get("golden"), *(variant.get("golden") for variant in raw.get("variants", ()))]
+    before = {picture["file"] for its in goldens if its for picture in its.get("pictures", ())}
     for name, content in files.items():
         durable.replace(folder / name, content, 0o644)
     raw["golden"] = msgspec.to_builtins(golden)
+    for variant in raw.get("variants", ()):
+        variant["golden"] = msgspec.to_builtins(variants[variant["name"]])
     durable.replace(path, json.dumps(raw, indent=2).encode() + b"\n", 0o644)
     for name in before - files.keys():
         (folder / name).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ import msgspec
 import numpy as np
 
 from skerry.errors import ConfigError, PackageError
+from skerry.inference.golden import mismatches
 from skerry.inference.model import Model
 from skerry.inference.preprocess import Pixels, Preprocessor
 from skerry.inference.settings import ModelUse
+from skerry.messages import Detection
 from skerry.models import evaluation
 from skerry.models.datasets import Dataset, Labelled
 from skerry.models.evaluation import Found
-from skerry.models.manifest import REFERENCE, Input
+from skerry.models.manifest import REFERENCE, Golden, GoldenPicture, Input, Sighting
 from skerry.models.package import Package
 
 _NEAR_ZERO = 0.001
 """Score from which detections are ranked."""
+_CLOSE = ((0.02, 0.01), (0.05, 0.02), (0.1, 0.05))
+"""Tolerances of score and box that golden pictures may have."""
 
 
 @contextmanager
@@ -105,6 +109,63 @@ def figures(
     whole = evaluation.evaluate(both, package.labels, threshold)
     raw: dict[str, Any] = msgspec.to_builtins(whole)
     return {**raw, "ms": ms}
+
+
+def agreed(
+    pictures: Sequence[GoldenPicture],
+    seen: Mapping[str, Sequence[Sequence[Sighting]]],
+    threshold: float,
+) -> tuple[Golden, str]:
+    """What a form answers in golden pictures, and with which tolerance others answer it too.
+
+    Args:
+        pictures: whose objects are replaced.
+        seen: by who looked, what they see in each; the first is kept.
+        threshold: the package's score threshold.
+
+    Returns:
+        With the narrowest tolerance that holds, and who differs where none does.
+    """
+    (_, kept), *others = seen.items()
+    told = ""
+    golden = Golden(
+        pictures=tuple(
+            msgspec.structs.replace(picture, objects=tuple(objects))
+            for picture, objects in zip(pictures, kept, strict=True)
+        )
+    )
+    for score, box in _CLOSE:
+        golden = msgspec.structs.replace(golden, score_tolerance=score, box_tolerance=box)
+        told = next(
+            (
+                f"{who}: {picture.file}: {found[0]}"
+                for who, its in others
+                for picture, objects in zip(golden.pictures, its, strict=True)
+                if (found := mismatches(picture.objects, [_as_seen(o) for o in objects], golden, threshold))
+            ),
+            "",
+        )
+        if not told:
+            break
+    return golden, told
+
+
+def sightings(model: Model, pixels: Pixels) -> tuple[Sighting, ...]:
+    """What a model sees in a picture.
+
+    Raises:
+        PackageError: it fails.
+    """
+    result = model.look(pixels)
+    if result.reason:
+        raise PackageError(f"the model fails: {result.reason}")
+    return tuple(
+        Sighting(label=o.label, score=o.score, box=o.box, attributes=o.attributes) for o in result.objects
+    )
+
+
+def _as_seen(one: Sighting) -> Detection:
+    return Detection(label=one.label, score=one.score, box=one.box, attributes=one.attributes)
 
 
 def read_picture(path: Path) -> Pixels:

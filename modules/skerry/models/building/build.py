@@ -19,7 +19,6 @@ import onnx
 import onnxruntime
 
 from skerry.errors import ConfigError, PackageError
-from skerry.inference.golden import mismatches
 from skerry.inference.runtimes import (
     Place,
     SessionFailed,
@@ -28,7 +27,6 @@ from skerry.inference.runtimes import (
     open_session,
     runtime_version,
 )
-from skerry.messages import Detection
 from skerry.models import fold, importing, judging, layout, oci, quantisation
 from skerry.models.building import data, gates, jobs, processor, report, transforms
 from skerry.models.building.record import (
@@ -69,8 +67,6 @@ _FEEDS = 8
 _NOISE = 2
 _FEW_FEEDS = 4
 """The same where each takes a second, on an emulated processor."""
-_CLOSE = ((0.02, 0.01), (0.05, 0.02), (0.1, 0.05))
-"""Tolerances of score and box that golden pictures may have, the narrowest that holds on every runtime."""
 
 
 @dataclass(frozen=True)
@@ -527,24 +523,11 @@ class _Build:
         Raises:
             _Refused: two runtimes or processors do not see the same.
         """
-        first, *others = made.seen.values()
-        kept = tuple(
-            msgspec.structs.replace(picture, objects=objects)
-            for picture, objects in zip(pictures, first, strict=True)
-        )
-        threshold = read_manifest(self.folder).decoder.score_threshold
-        wrong = ""
-        for score, box in _CLOSE:
-            golden = Golden(pictures=kept, score_tolerance=score, box_tolerance=box)
-            wrong = ""
-            for (name, isa), seen in zip(list(made.seen)[1:], others, strict=True):
-                for picture, objects in zip(kept, seen, strict=True):
-                    found = [Detection(**msgspec.structs.asdict(o)) for o in objects]
-                    told = mismatches(picture.objects, found, golden, threshold)
-                    wrong = wrong or (f"{name} on {isa}: golden pictures: {told[0]}" if told else "")
-            if not wrong:
-                return golden
-        raise _Refused(wrong)
+        seen = {f"{name} on {isa}": objects for (name, isa), objects in made.seen.items()}
+        golden, told = judging.agreed(pictures, seen, read_manifest(self.folder).decoder.score_threshold)
+        if told:
+            raise _Refused(f"golden pictures: {told}")
+        return golden
 
     # Keeping
 

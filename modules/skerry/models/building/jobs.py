@@ -170,17 +170,9 @@ def _judge(job: Judge) -> Judged:
     with judging.opened(job.runtime, package, form=job.form, threads=1) as model:
         figures = judging.figures(model, package, dataset)
         model.adjust(settings.ModelUse(package=job.package))
-        golden = tuple(_sightings(model, judging, Path(path)) for path in job.golden)
+        pictures = (judging.read_picture(Path(path)) for path in job.golden)
+        golden = tuple(judging.sightings(model, pixels) for pixels in pictures)
     return Judged(figures=figures, golden=golden)
-
-
-def _sightings(model: object, judging: object, path: Path) -> tuple[Sighting, ...]:
-    result = model.look(judging.read_picture(path))  # type: ignore[attr-defined] # imported only here
-    if result.reason:
-        raise PackageError(f"{path.name}: the model fails: {result.reason}")
-    return tuple(
-        Sighting(label=o.label, score=o.score, box=o.box, attributes=o.attributes) for o in result.objects
-    )
 
 
 def _convert(job: Convert) -> Said:
