@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -140,12 +141,13 @@ class Updater:
         if now >= self._check_at:
             self._check_at = now + self._settings.check_s
             self._supply.check(self._boot)
-            self._settle_epochs()  # a crash may have come between a confirmation and this
+            # A crash may have come between a confirmation and this.
+            self._as_the_disk_allows("epochs", self._settle_epochs)
         for name in list(self._slots):
             self._see_to(name, fetching=True)
         if now >= self._scrub_at:
-            self._scrub_at = now + self._settings.scrub_s
-            self._scrub("the time for it")
+            whole = self._as_the_disk_allows("store", lambda: self._scrub("the time for it"))
+            self._scrub_at = now + (self._settings.scrub_s if whole else self._settings.check_s)
         self._offer()
         self._see_to_audit()
         self._report()
@@ -157,6 +159,16 @@ class Updater:
             self._host.fault("audit", self._audit.fault)
         else:
             self._host.clear("audit")
+
+    def _as_the_disk_allows(self, about: str, act: Callable[[], object]) -> bool:
+        """Do something; whether it was done. Where the disk fails that is said, and what serves goes on."""
+        try:
+            act()
+        except Unavailable as error:
+            self._host.fault(about, str(error))
+            return False
+        self._host.clear(about)
+        return True
 
     def _adjust(self, settings: UpdaterSettings) -> None:
         """Take over what may change while it runs."""
@@ -208,9 +220,10 @@ class Updater:
         if time.monotonic() < slot.again_at:
             return
         package, why_not = self._chosen(name)
-        step = next_step(self._scene(name, slot, wanted, package))
+        step = Next("stay")
         slot.wanted = package.title if package is not None else ""
         try:
+            step = next_step(self._scene(name, slot, wanted, package))
             self._do(name, slot, step, package, fetching=fetching)
         except PackageError as error:
             self._no_good(name, slot, step, error)
