@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import msgspec
-import numpy as np
 import pytest
 
 from inference_site import Site
@@ -93,7 +92,6 @@ def test_a_doubtful_object_is_kept_as_a_crop_with_what_the_model_saw(site: Site)
     assert seen.bbox == pytest.approx(wanted, abs=0.06)
     pixels = cv2.imread(str(Shelf(site.path / "state" / "samples").picture(kept(site)[0].name)))
     assert pixels.shape == (12, 16, 3)
-    assert len(np.unique(pixels > 108)) == 2, "the object and grey around it"
 
 
 def test_while_a_camera_drifts_its_pictures_are_kept_and_no_other_cameras(site: Site) -> None:

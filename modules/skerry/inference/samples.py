@@ -27,7 +27,6 @@ Privacy = Literal["crop", "blur", "full"]
 
 _COARSE = 32
 """Pixels that are left of the longer side where details are taken away: as in a blurred snapshot."""
-_GREY = 114
 _MARGIN = 0.1
 """Around an object, as a share of its sides: labels are drawn at its edge."""
 _WHOLE = 0.9
@@ -137,7 +136,7 @@ def shown(
     if privacy == "crop":
         if not seen:
             return None
-        around: Pixels = np.full_like(pixels, _GREY)
+        around = _plain(pixels)
     else:
         around = coarse
     out = (sharp if privacy == "full" else around).copy()
@@ -148,6 +147,12 @@ def shown(
         part = _part(pixels, each)
         out[part] = around[part]
     return Shown(out, seen, len(objects) - len(seen))
+
+
+def _plain(pixels: Pixels) -> Pixels:
+    """The picture's mean colour everywhere: beside another one a model sees objects that are none."""
+    mean = cv2.mean(pixels)[: 1 if pixels.ndim == 2 else 3]
+    return np.full_like(pixels, np.round(mean).astype(np.uint8))
 
 
 def _coarse(pixels: Pixels) -> Pixels:

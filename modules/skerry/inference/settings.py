@@ -72,9 +72,9 @@ class SamplesSettings(Settings, frozen=True, kw_only=True):
     """`drift`: while something of that camera drifts. `low_score`: the model saw an object with a score below
     `low_score`."""
     privacy: Literal["crop", "blur", "full"] = "crop"
-    """`crop`: the objects, and grey in the place of everything else. `blur`: all of it, and only the objects
-    so that details can be told. `full`: the picture. A camera that allows blurred snapshots has no details
-    in any of them."""
+    """`crop`: the objects, and one colour in the place of everything else. `blur`: all of it, but details of
+    the objects alone. `full`: the picture. A camera that allows blurred snapshots has no details in any of
+    them."""
     conceal: tuple[str, ...] = ()
     """Labels of objects whose details are not kept, whatever `privacy` says."""
     low_score: Fraction | None = None
