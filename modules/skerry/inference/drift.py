@@ -244,9 +244,10 @@ def baseline_of(recording: Recording, in_a_row: int = 3) -> Baseline:
     """
     known = signals(len(recording.labels))
     if len(recording.windows) < FEWEST_WINDOWS:
-        wanted = FEWEST_WINDOWS * recording.window
+        wanted, got = FEWEST_WINDOWS * recording.window, len(recording.windows) * recording.window
         raise ConfigError(
-            f"baseline: expected {wanted} samples or more, got {recording.samples} (a longer recording)"
+            f"baseline: expected {wanted} samples or more in whole windows, got {got} of "
+            f"{recording.samples} (a longer recording)"
         )
     said = {
         name: _baseline_of(signal, [Histogram(signal, w[name]) for w in recording.windows if name in w])

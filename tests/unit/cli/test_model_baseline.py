@@ -35,7 +35,7 @@ def test_what_the_demo_sees_goes_into_the_package(package, capsys):
 def test_a_recording_that_is_too_short_changes_nothing(package, capsys):
     before = (package / "manifest.json").read_bytes()
     assert main(["model", "baseline", str(package), DEMO, "--seconds", "5"]) == 78
-    assert "expected 570 samples or more, got 5" in capsys.readouterr().err
+    assert "expected 570 samples or more in whole windows, got 0 of 5" in capsys.readouterr().err
     assert (package / "manifest.json").read_bytes() == before
 
 
@@ -53,7 +53,7 @@ def test_recordings_that_were_kept_make_a_baseline_together(package, tmp_path, c
     assert (package / "manifest.json").read_bytes() == before, "to keep a recording changes no package"
     merge = ["--merge", str(kept)]
     assert main(["model", "baseline", str(package), *18 * merge]) == 78
-    assert "expected 380 samples or more, got 360" in capsys.readouterr().err
+    assert "expected 380 samples or more in whole windows, got 360 of 360" in capsys.readouterr().err
     assert main(["model", "baseline", str(package), *20 * merge]) == 0
     found = load(package).manifest.baseline
     assert found is not None

@@ -117,7 +117,7 @@ def test_a_window_with_few_values_of_a_signal_says_nothing_of_it():
 
 
 def test_a_baseline_of_too_few_windows_is_refused():
-    with pytest.raises(ConfigError, match="expected 570 samples or more, got 100"):
+    with pytest.raises(ConfigError, match="expected 570 samples or more in whole windows, got 90 of 100"):
         baseline(drawn(np.random.default_rng(1), 100), 3, every_s=1, window=WINDOW)
 
 
