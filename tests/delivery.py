@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 
+import needs
 from inference_site import Camera, Site
 from publisher import Publisher
 from skerry import audit
@@ -27,7 +31,7 @@ from skerry.models import layout
 from skerry.models.slots import Slots, read_slots
 from skerry.mqtt import MqttBus
 from skerry.service import Host
-from skerry.settings import parse
+from skerry.settings import BusSettings, parse
 from skerry.testing import eventually, running
 from skerry.trust.packages import TrustedPackage
 from skerry.updater.module import run as update
@@ -264,6 +268,50 @@ class Device(Site):
         except AssertionError as error:
             said = f"{self.use_of()}\n{self.update()}\n{self.named()}\n{self.ailment}"
             raise AssertionError(f"{error}\n{said}") from None
+
+
+@dataclass
+class Wired(Device):
+    """A device on a real broker, so that one of its modules can be a process."""
+
+    port: int = 0
+    name: str = "test"
+
+    def another_bus(self) -> Bus:
+        bus = MqttBus(BusSettings(port=self.port), self.name, f"bus-{len(self.buses)}")
+        bus.connect()
+        self.buses.append(bus)
+        return bus
+
+    def given(self, kind: str, **changes: Any) -> dict[str, Any]:
+        """Settings of one of the modules, as a process gets them."""
+        own = self.inference_settings(self.use()) if kind == "inference" else self.updater_settings(**changes)
+        return msgspec.to_builtins(own) | {"site": self.name, "bus": {"port": self.port}}
+
+    def process(self, kind: str, moment: str, **changes: Any) -> subprocess.Popen[bytes]:
+        """One of the modules, which kills itself at a moment; see `delivered`."""
+        file = self.path / f"{kind}.json"
+        file.write_bytes(msgspec.json.encode(self.given(kind, **changes)))
+        command = [sys.executable, str(needs.ROOT / "tests" / "delivered.py"), str(file), kind]
+        environment = {**os.environ, "PYTHONPATH": str(needs.ROOT / "tests")}
+        with (self.path / f"{kind}.log").open("ab") as log:
+            return subprocess.Popen([*command, *moment.split()], env=environment, stdout=log, stderr=log)
+
+
+@contextmanager
+def wired(path: Path, port: int, site: str) -> Iterator[Wired]:
+    """A device on a broker, that came with version 1.0.0; its source is `repository` beside it."""
+    bus = MqttBus(BusSettings(port=port), site, "rest")
+    bus.connect()
+    device = Wired(path, bus=bus, port=port, name=site)  # type: ignore[arg-type]  # another kind of bus
+    device.sources = [{"kind": "folder", "path": str(path.parent / "repository")}]
+    write_package(path / "bundled", bright_model(), version="1.0.0")
+    try:
+        yield device
+    finally:
+        device.still()
+        for each in (*device.buses, bus):
+            each.close()
 
 
 def gaps(results: list[Detections], camera: str) -> list[float]:

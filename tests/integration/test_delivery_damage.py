@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import needs
 from delivery import THOROUGH, Device, Maker, balanced
 from skerry import audit
 from skerry.bus import Bus

@@ -6,80 +6,30 @@ process that was killed is there again.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import pytest
 
 import needs
-from delivery import SLOT, THOROUGH, Device, Maker, balanced
+from delivery import QUICK as EXCHANGE
+from delivery import SLOT, THOROUGH, Device, Maker, Wired, balanced, wired
 from skerry import audit
 from skerry.broker import BrokerProcess
-from skerry.bus import Bus
-from skerry.mqtt import MqttBus
-from skerry.settings import BusSettings
 from skerry.testing import eventually
 from skerry.trust.packages import TrustedPackage
 from skerry.updater.store import Store
-from tiny_models import banded_model, bright_model, write_package
+from tiny_models import banded_model, bright_model
 
-EXCHANGE = {"shadow_frames": 3, "probation_s": 0.2}
-
-
-@dataclass
-class Wired(Device):
-    """A device on a real broker, so that one of its modules can be a process."""
-
-    port: int = 0
-    name: str = "test"
-
-    def another_bus(self) -> Bus:
-        bus = MqttBus(BusSettings(port=self.port), self.name, f"bus-{id(object())}")
-        bus.connect()
-        self.buses.append(bus)
-        return bus
-
-    def process(self, kind: str, moment: str, **changes: object) -> subprocess.Popen[bytes]:
-        """One of the modules, which kills itself at a moment."""
-        settings = (
-            self.updater_settings(**changes)
-            if kind == "updater"
-            else self.inference_settings(self.use(exchange=EXCHANGE))
-        )
-        raw = msgspec.to_builtins(settings) | {"site": self.name, "bus": {"port": self.port}}
-        file = self.path / f"{kind}.json"
-        file.write_bytes(msgspec.json.encode(raw))
-        command = [
-            sys.executable,
-            str(needs.ROOT / "tests" / "delivered.py"),
-            str(file),
-            kind,
-            *moment.split(),
-        ]
-        log = (self.path / f"{kind}.log").open("ab")
-        with log:
-            return subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": str(needs.ROOT / "tests")}, stdout=log, stderr=log
-            )
+pytestmark = needs.mosquitto
 
 
 @pytest.fixture
 def device(tmp_path: Path, shared_broker: BrokerProcess, unique_site: str) -> Iterator[Wired]:
-    bus = MqttBus(BusSettings(port=shared_broker.port), unique_site, "rest")
-    bus.connect()
-    device = Wired(tmp_path / "device", bus=bus, port=shared_broker.port, name=unique_site)  # type: ignore[arg-type] # a bus
-    device.sources = [{"kind": "folder", "path": str(tmp_path / "repository")}]
-    write_package(device.path / "bundled", bright_model(), version="1.0.0")
-    yield device
-    device.still()
-    for each in (*device.buses, bus):
-        each.close()
+    with wired(tmp_path / "device", shared_broker.port, unique_site) as device:
+        yield device
 
 
 @pytest.fixture
