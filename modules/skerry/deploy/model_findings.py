@@ -12,7 +12,7 @@ from skerry.deploy.site import Site
 from skerry.errors import PackageError
 from skerry.inference.settings import InferenceSettings
 from skerry.models.package import load as load_package
-from skerry.updater.settings import FolderSourceSettings, HttpSourceSettings, SourceSettings, UpdaterSettings
+from skerry.updater.settings import FolderSourceSettings, SourceSettings, UpdaterSettings
 
 _FOLDER = re.compile(r"/[A-Za-z0-9._@+ -][A-Za-z0-9._/@+ -]*")
 """What a folder of the device may be called: `:` and `,` mean something else where an engine is told of."""
@@ -26,16 +26,7 @@ def source_hosts(site: Site) -> Iterator[tuple[str, str]]:
 
 
 def source_findings(deployment: Deployment) -> Iterator[Finding]:
-    """What the updater would end over, or an engine would read another way."""
-    for where, source in _sources(deployment.site):
-        if isinstance(source, FolderSourceSettings):
-            continue
-        if not _is_address(source.url):
-            yield Finding(
-                where=f"{where}.url", text="expected an http or https address without a user, got another one"
-            )
-        elif _has_login(source) and not source.url.startswith("https:"):
-            yield Finding(where=f"{where}.url", text="expected https where there is a login, got http")
+    """Folders that an engine would read another way."""
     for mount in deployment.mounts:
         if mount.role == "sources" and not _FOLDER.fullmatch(mount.outside):
             for where in deployment.where(mount):
@@ -58,22 +49,6 @@ def files_findings(deployment: Deployment) -> Iterator[Finding]:
 def _sources(site: Site) -> Iterator[tuple[str, SourceSettings]]:
     sources = site.updater.sources if site.updater is not None else ()
     yield from ((f"$.updater.sources[{n}]", source) for n, source in enumerate(sources))
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
-    except ValueError:
-        return False
-
-
-def _has_login(source: SourceSettings) -> bool:
-    if isinstance(source, FolderSourceSettings):
-        return False
-    if isinstance(source, HttpSourceSettings):
-        return bool(source.token_file or source.header_files)
-    return bool(source.username or source.token_file)
 
 
 def _root(deployment: Deployment, inside: str) -> Iterator[Finding]:

@@ -319,7 +319,7 @@ def cross_problems(site: Site, *, here: bool = True) -> list[Problem]:
     found += package_problems
     found += _sample_problems(site)
     found += _limit_problems(site.buffer)
-    found += _seal_problems(site.buffer) if here else ()
+    found += [*_seal_problems(site.buffer), *_root_problems(site)] if here else ()
     found += rule_problems(site.rules, [c.name for c in site.cameras], labels, "$.rules", attributes)
     return found
 
@@ -420,6 +420,17 @@ def _sample_problems(site: Site) -> Iterator[Problem]:
         if model.samples is not None and all(allowed.get(c, "never") == "never" for c in cameras):
             wanted = "expected a camera whose snapshots are blurred or allowed"
             yield f"$.models[{n}].samples", f"{wanted}, got never for {', '.join(cameras)} (set it there)"
+
+
+def _root_problems(site: Site) -> Iterator[Problem]:
+    """Root metadata that is not there: without it the updater does not start."""
+    if site.updater is None:
+        return
+    try:
+        Path(site.updater.root).read_bytes()
+    except OSError as error:
+        text = "expected root metadata (skerry model sign init writes it)"
+        yield "$.updater.root", f"{text}, got {(error.strerror or 'an error').lower()}: {site.updater.root}"
 
 
 def _limit_problems(buffer: SiteBuffer) -> Iterator[Problem]:

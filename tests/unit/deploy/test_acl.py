@@ -154,7 +154,9 @@ def test_secured_broker_has_the_bounds_of_the_local_one():
 
 
 def test_a_site_with_an_updater_lets_it_offer_and_hear_what_became_of_it(tmp_path):
-    text = SITE.replace("models:\n", "updater: {root: root.json, slots: {gate: {model: parts}}}\nmodels:\n", 1)
+    updater = "updater: {root: root.json, slots: {gate: {model: parts}}}\n"
+    (tmp_path / "root.json").touch()
+    text = SITE.replace("models:\n", f"{updater}models:\n", 1)
     text = text.replace("- package:", "- slot: gate\n    package:", 1)
     site = load(tmp_path, text)
     place = Place(state="/state", frames="/frames", output="/output", bus=BusSettings())

@@ -364,37 +364,30 @@ def test_a_good_site_has_no_error(target, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "where", "text"),
     [
-        ("https://models.example/fleet", "http://models.example/fleet", "[1].url", "expected https where"),
-        ("https://192.0.2.7:5000", "http://192.0.2.7:5000", "[2].url", "expected https where"),
-        (
-            "https://models.example/fleet",
-            "ftp://models.example/fleet",
-            "[1].url",
-            "expected an http or https",
-        ),
-        ("https://192.0.2.7", "https://me:pw@192.0.2.7", "[2].url", "address without a user"),
         ("https://192.0.2.7", "https://localhost", "[2].url", "a host that a container reaches"),
         ("/media/stick", "'/media/a:b'", "[0].path", "expected a folder of letters"),
         ("/media/stick", "/", "[0].path", "expected a folder of letters"),
     ],
 )
-def test_a_source_that_would_end_the_updater_is_an_error_at_its_path(old, new, where, text, tmp_path):
+def test_a_source_that_means_something_else_in_a_container_is_an_error_at_its_path(
+    old, new, where, text, tmp_path
+):
     found = findings(on("compose", tmp_path, SITE.replace(old, new)))
     assert any(
         f.where == f"$.updater.sources{where}" and text in f.text and f.level == "error" for f in found
     ), found
 
 
-def test_a_plain_source_without_a_login_is_none_of_our_business(tmp_path):
-    """What it serves is signed."""
-    plain = "{kind: http, url: 'http://models.example/fleet'}"
-    text = SITE.replace(f"{FOLDER}, {HTTP}, {REGISTRY}", plain)
-    assert [f for f in findings(on("compose", tmp_path, text)) if f.level == "error"] == []
-
-
 def test_a_source_that_only_mdns_knows_is_a_warning_on_kubernetes(tmp_path):
     found = findings(on("k3s", tmp_path, SITE.replace("models.example", "models.local")))
     assert "$.updater.sources[1].url" in {f.where for f in found if f.level == "warning"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_example_is_one_for_every_target_before_anybody_has_signed(target):
+    its = deployment(load_site(ROOT / "sites/updating.yaml", here=False), target)
+    assert [f for f in findings(its) if f.level == "error"] == []
+    assert TARGETS[its.target].render(its)
 
 
 def checked(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -435,3 +428,12 @@ def test_check_warns_where_two_models_do_not_fit_by_their_own_word(exchange, bou
     )
     _, said = checked(tmp_path, text + f"resources: {{inference: {{memory_mb: {bound}}}}}\n", capsys)
     assert ("$.models[0].exchange.memory: expected unload" in said) == warns
+
+
+def test_here_root_metadata_has_to_be_there(tmp_path, capsys):
+    (tmp_path / "site.yaml").write_text(ONLY_A_STICK, encoding="utf-8")
+    assert main(["check", str(tmp_path / "site.yaml")]) == 78
+    assert "site.yaml: $.updater.root: expected root metadata (skerry model sign" in capsys.readouterr().err
+    (tmp_path / "fleet").mkdir()
+    (tmp_path / "fleet/1.root.json").touch()
+    assert main(["check", str(tmp_path / "site.yaml")]) == 0
