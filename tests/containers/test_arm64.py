@@ -34,7 +34,7 @@ NO_PROCESSORS = "/sys/devices/system/cpu"
 FRAMES = 6
 PATIENCE_S = 600
 EMULATED = ("inference", "decision")
-RUNS = ("capture", "inference-cpu", "decision", "buffer", "uplink", "uplink-azure")
+RUNS = ("capture", "inference-cpu", "decision", "buffer", "uplink", "uplink-azure", "updater")
 _LOOK = """
 import json, platform
 from pathlib import Path
