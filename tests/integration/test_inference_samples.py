@@ -146,8 +146,21 @@ def test_samples_of_another_life_go_when_their_time_has_come(site: Site) -> None
     with site.running(use(site, LOW | {"keep_s": 0.001}), **ALLOWED) as host:
         shoot_until(site, camera, 0.3, lambda: counted(host, "skerry_samples_total"))
     assert kept(site)
-    with site.running(use(site, None)):
+    with site.running(use(site, None), **ALLOWED):
         eventually(lambda: not kept(site))
+
+
+@pytest.mark.parametrize(("snapshots", "stay"), [({"gate": "allowed"}, 1), ({"gate": "blurred"}, 0), ({}, 0)])
+def test_what_a_camera_does_not_allow_any_more_goes_at_the_start(
+    site: Site, snapshots: dict[str, str], stay: int
+) -> None:
+    camera = site.camera()
+    with site.running(use(site, LOW | {"per_hour": 1}), **ALLOWED):
+        shoot_until(site, camera, 0.3, lambda: kept(site))
+    with site.running(use(site, None), snapshots=snapshots) as host:
+        name = "skerry_samples_kept"
+        eventually(lambda: counted(host, name) == {name: stay})
+        assert len(kept(site)) == stay
 
 
 def fails(*_: Any, **__: Any) -> Any:

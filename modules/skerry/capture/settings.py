@@ -140,7 +140,8 @@ class Camera(Settings, frozen=True, kw_only=True):
     """More of them, which may be set and taken away from outside."""
     snapshots: Literal["never", "blurred", "allowed"] = "never"
     """Whether the command `snapshot` gets a picture of this camera, always with its masks: none, one in which
-    things can be told apart and nobody can be recognised, or the picture as it is."""
+    things can be told apart and nobody can be recognised, or the picture as it is. Samples for labelling show
+    no more than that."""
     stall_s: Annotated[Positive, LIVE] = 5.0
     """No frame for this long: degraded, and the source is opened again."""
     late_s: Annotated[Positive, LIVE] = 0.5

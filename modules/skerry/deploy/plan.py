@@ -189,7 +189,5 @@ def _models(site: Site, cameras: tuple[str, ...]) -> Any:
 
 
 def _snapshots(site: Site) -> dict[str, Any]:
-    """What inference may keep of the cameras, where it is to keep anything: what they allow of themselves."""
-    if not any(model.samples is not None for model in site.models):
-        return {}
+    """What inference may keep of the cameras, and have kept: what they allow of themselves."""
     return {camera.name: camera.snapshots for camera in site.cameras if camera.snapshots != "never"}

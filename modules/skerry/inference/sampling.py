@@ -125,6 +125,7 @@ class Sampling:
 
     def _run(self) -> None:
         self._tidy()
+        self._take_forbidden()
         self._space_out()
         self._open.set()
         swept = time.monotonic()
@@ -186,6 +187,17 @@ class Sampling:
     def _tidy(self) -> None:
         try:
             self._shelf.sweep(utc(self._wall()))
+        except OSError as error:
+            log.warning("samples.not_swept", path=str(self._shelf.folder), error=error.strerror)
+        self._count()
+
+    def _take_forbidden(self) -> None:
+        """What a camera does not allow any more goes."""
+        try:
+            for each in self._shelf.kept():
+                allowed = self._allowed.get(each.about.camera)
+                if allowed is None or (allowed == "blurred" and each.about.details):
+                    self._shelf.erase(each.name)
         except OSError as error:
             log.warning("samples.not_swept", path=str(self._shelf.folder), error=error.strerror)
         self._count()

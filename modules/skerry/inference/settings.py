@@ -136,7 +136,8 @@ class InferenceSettings(ModuleSettings, frozen=True, kw_only=True):
     cache: str = ""
     """Folder that remembers measurements and compiled models; empty: `cache` in the state folder."""
     snapshots: dict[Name, Literal["blurred", "allowed"]] = msgspec.field(default_factory=dict)
-    """What may be kept of a camera, see `samples`: its own setting. Nothing of one that is not named."""
+    """What may be kept of a camera, see `samples`: its own setting. Nothing of one that is not named, and
+    what was kept of it goes at the start."""
     retry_s: Positive = 0.5
     """Before a failing session is made anew; doubles up to 30 s while it goes on failing."""
 

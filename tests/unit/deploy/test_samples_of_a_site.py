@@ -33,7 +33,7 @@ def inference(folder: Path, text: str) -> InferenceSettings:
     return settings
 
 
-def test_inference_is_told_what_each_camera_allows_where_it_keeps_samples(tmp_path: Path) -> None:
+def test_inference_is_told_what_each_camera_allows(tmp_path: Path) -> None:
     told = inference(tmp_path, SITE % ("blurred", "never", SAMPLES))
     assert told.snapshots == {"belt": "blurred"}
     samples = told.models[0].samples
@@ -41,9 +41,9 @@ def test_inference_is_told_what_each_camera_allows_where_it_keeps_samples(tmp_pa
     assert samples.privacy == "crop", "unless the site says otherwise"
 
 
-def test_without_samples_inference_is_told_nothing_and_keeps_none(tmp_path: Path) -> None:
-    told = inference(tmp_path, SITE % ("allowed", "allowed", ""))
-    assert told.snapshots == {}
+def test_a_site_that_says_nothing_of_samples_keeps_none(tmp_path: Path) -> None:
+    told = inference(tmp_path, SITE % ("allowed", "never", ""))
+    assert told.snapshots == {"belt": "allowed"}, "what was kept before goes by it"
     assert told.models[0].samples is None
 
 
