@@ -50,7 +50,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take the site away again")
     parser.add_argument(
         "--state", action="store_true",
-        help="with --remove: what was not delivered, and a file link's events, go too",
+        help="with --remove: what was not delivered, a file link's events, and models that came go too",
     )  # fmt: skip
     parser.add_argument(
         "--secrets", type=Path, default=None, metavar="DIR",

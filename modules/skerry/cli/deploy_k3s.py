@@ -20,6 +20,7 @@ from skerry.deploy.cluster import (
     prepared,
     selector,
 )
+from skerry.deploy.containers import kept_in
 from skerry.deploy.deployment import Deployment
 from skerry.deploy.k3s import objects
 from skerry.deploy.k3s_pods import SecretKeys, secrets
@@ -123,8 +124,10 @@ def _remove(site: str, arguments: argparse.Namespace, own: str) -> int:
         if its_namespace is not None and cluster.is_of_site(its_namespace, site):
             going.append({**its_namespace, "kind": "Namespace"})
         found = [Difference(kind=e["kind"], name=e["metadata"]["name"], mark="-") for e in going]
-        why = ("stays, with what was not delivered (--state deletes it)",)
-        found += [Difference(kind=e["kind"], name=e["metadata"]["name"], mark="=", why=why) for e in kept]
+        for each in kept:
+            name = each["metadata"]["name"]
+            why = (f"stays, with {kept_in(name)} (--state deletes it)",)
+            found.append(Difference(kind=each["kind"], name=name, mark="=", why=why))
         _print(found)
         if arguments.diff:
             return int(_changes(found))

@@ -45,7 +45,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     plural: str
     namespaced: bool = True
     kept: bool = False
-    """Whether it has what was not delivered: it stays until somebody says that it may go."""
+    """Whether it has what cannot be made again: it stays until somebody says that it may go."""
 
     def path(self, namespace: str, name: str = "") -> str:
         """Of one object, or of all of a namespace."""

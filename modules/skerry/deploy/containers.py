@@ -229,6 +229,12 @@ def tmpfs_options(volume: Volume) -> str:
     return f"size={mib(volume.bytes)}m,mode=0750,uid={USER},gid={USER},nosuid,nodev,noexec"
 
 
+def kept_in(volume: str) -> str:
+    """What a volume or claim of this name has in it that cannot be made again."""
+    store = volume == STORE_VOLUME or volume.endswith(f"-{STORE_VOLUME}")
+    return "the models that came" if store else "what was not delivered"
+
+
 def source_bind(mount: Mount, outside: str) -> str:
     """A folder of the device that models come from, as `docker run --volume` takes it.
 

@@ -21,10 +21,10 @@ from skerry.deploy.containers import (
     BROKER_FILES,
     LOG_BYTES,
     LOG_FILES,
-    STORE_VOLUME,
     TMP_MB,
     Container,
     Volume,
+    kept_in,
     mib,
     source_bind,
     tmpfs_options,
@@ -174,7 +174,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     half_filled: tuple[str, ...] = ()
     """Volumes of such a run, by name."""
     kept: tuple[str, ...] = ()
-    """Volumes that nobody of the site uses any more, with what was not delivered in them."""
+    """Volumes that nobody of the site uses any more, with what cannot be made again."""
     same: int = 0
     """Containers that stay as they are."""
 
@@ -293,7 +293,7 @@ def removal(site: str, there: There, *, state: bool) -> Changes:
     Args:
         site: its name.
         there: what the engine has.
-        state: whether what was not delivered, and a file link's events, go too.
+        state: whether what was not delivered, a file link's events, and models that came go too.
     """
     mine = sorted((t for t in there.volumes if t.labels.get(SITE_LABEL) == site), key=lambda t: t.name)
     left_over, half_filled = _cut_off(site, there)
@@ -325,7 +325,7 @@ def lines(found: Changes) -> list[str]:
         said += [f"    {reason}" for reason in change.why]
     said += [f"- volume {thing.name}" for thing in found.old_volumes]
     said += [f"- network {thing.name}" for thing in found.old_networks]
-    said += [f"= volume {name} stays, with {_kept(name)}" for name in found.kept]
+    said += [f"= volume {name} stays, with {kept_in(name)}" for name in found.kept]
     if found.same:
         said.append(f"= {found.same} containers stay as they are")
     return said
@@ -433,11 +433,6 @@ def _place(kind: str) -> int:
 def _precious(volume: Thing) -> bool:
     """Whether it has what cannot be made again."""
     return volume.labels.get(KIND_LABEL) in ("state", "output", "store")
-
-
-def _kept(name: str) -> str:
-    """What a volume has in it that cannot be made again."""
-    return "the models that came" if name.endswith(f"-{STORE_VOLUME}") else "what was not delivered"
 
 
 def _cut_off(site: str, there: There) -> tuple[tuple[Thing, ...], tuple[str, ...]]:

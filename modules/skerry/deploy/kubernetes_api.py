@@ -34,6 +34,7 @@ from skerry.deploy.cluster import (
     readiness,
     selector,
 )
+from skerry.deploy.containers import kept_in
 from skerry.errors import ConfigError, Unavailable
 from skerry.redact import cleaned
 
@@ -132,9 +133,9 @@ class Cluster:
             if each["kind"] != "Secret" or each["metadata"]["name"] not in brought
         ]
         for each in left:
-            mark = "=" if KINDS[each["kind"]].kept else "-"
-            why = ("stays, with what was not delivered",) if mark == "=" else ()
-            found.append(Difference(mark=mark, kind=each["kind"], name=each["metadata"]["name"], why=why))
+            mark, name = "=" if KINDS[each["kind"]].kept else "-", each["metadata"]["name"]
+            why = (f"stays, with {kept_in(name)}",) if mark == "=" else ()
+            found.append(Difference(mark=mark, kind=each["kind"], name=name, why=why))
         return found, [each for each in left if not KINDS[each["kind"]].kept]
 
     def apply(self, objects: Sequence[Object], found: Sequence[Difference], say: Say) -> None:
