@@ -6,7 +6,7 @@ import pytest
 
 from skerry.errors import ConfigError
 from skerry.inference import choose as choosing
-from skerry.inference.choose import Choice, choose, difference, fastest, measure, remembered
+from skerry.inference.choose import Choice, candidates, choose, difference, fastest, measure, remembered
 from skerry.inference.measure import Measurement
 from skerry.inference.model import Model
 from skerry.inference.runtimes import Place, installed
@@ -108,14 +108,25 @@ def test_a_variant_that_is_right_may_win_and_is_what_the_model_runs(tmp_path: Pa
     assert model.look(frame(0.5)).objects[0].label == "bolt"
 
 
-def test_every_runtime_is_measured_with_every_form_that_it_may_load(tmp_path: Path) -> None:
-    folder = write_package(tmp_path / "p")
-    package = add_variant(folder, "again", runtimes=["onnxruntime"])
-    choice = choose(package, Place(cache=tmp_path / "cache"))
-    assert _forms(choice) == {**dict.fromkeys(installed(), ""), "onnxruntime again": ""}
-    assert choose(package, Place(cache=tmp_path / "cache")) == choice
-    other = add_variant(folder, "more", runtimes=["onnxruntime"])
-    assert "onnxruntime more" in _forms(choose(other, Place(cache=tmp_path / "cache")))
+def test_every_runtime_is_tried_with_every_form_that_it_may_load(tmp_path: Path) -> None:
+    folder = write_package(tmp_path)
+    add_variant(folder, "again", runtimes=["onnxruntime"])
+    package = add_variant(folder, "int8", precision="int8")
+    pairs = [("onnxruntime", "reference"), ("onnxruntime", "again"), ("onnxruntime", "int8")]
+    more = [("openvino", "reference"), ("openvino", "int8")]
+    assert sorted(candidates(package, "cpu")) == sorted([*pairs, *more])
+    assert candidates(package, "cpu")[:2] == [pairs[0], more[0]], "what others are compared with comes first"
+    assert candidates(package, "cpu", "openvino", "int8") == [("openvino", "int8")]
+
+
+def test_forms_are_measured_once_and_again_when_there_is_another(tmp_path: Path) -> None:
+    folder, place = write_package(tmp_path / "p"), Place(cache=tmp_path / "cache")
+    package = add_variant(folder, "again")
+    choice = choose(package, place, runtime="onnxruntime")
+    assert _forms(choice) == {"onnxruntime": "", "onnxruntime again": ""}
+    assert choose(package, place, runtime="onnxruntime") == choice
+    other = add_variant(folder, "more")
+    assert "onnxruntime more" in _forms(choose(other, place, runtime="onnxruntime"))
 
 
 def test_a_variant_that_sees_something_else_loses_and_says_what(tmp_path: Path) -> None:
@@ -136,7 +147,7 @@ def test_a_variant_in_32_bits_is_held_to_the_references_numbers(tmp_path: Path) 
     assert "outputs differ: expected at most 0.001" in _forms(choose(package, Place()))["onnxruntime near"]
 
 
-def test_without_pictures_a_variant_is_held_to_its_tolerance_and_without_that_not_used(
+def test_without_pictures_a_variant_is_held_to_its_tolerance_or_not_used(
     tmp_path: Path,
 ) -> None:
     folder = write_package(tmp_path / "p")
