@@ -48,9 +48,10 @@ test-containers: $(VENV)/.setup-dev  ## the demo site as containers: make images
 test-arm64: $(VENV)/.setup-dev  ## the ARM64 images under qemu-user (docs/containers.md says what it needs)
 	@SKERRY_CONTAINERS=1 SKERRY_ARM64=1 $(BIN)/python -m pytest tests/containers/test_arm64.py $(ARGS)
 
-soak: $(VENV)/.setup-dev  ## faults under load for SOAK_MINUTES=20, then SOAK_CUTS=10000 power cuts (as root)
+soak: $(VENV)/.setup-dev  ## faults under load for SOAK_MINUTES=20, then SOAK_CUTS=10000 power cuts (as root), then deliveries
 	@PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
 	SKERRY_POWER_CUTS=$(SOAK_CUTS) $(BIN)/python -m pytest tests/faults/test_power_cut.py
+	SKERRY_THOROUGH=1 $(BIN)/python -m pytest $(wildcard tests/integration/test_delivery_*.py)
 
 check: $(VENV)/.setup-dev  ## format, lint, types, architecture, generated files
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts it right" >&2; exit 1; }
