@@ -77,14 +77,15 @@ class Built:
         package: where it is now.
         record: what is in its `build.json`.
         digest: of the OCI manifest that it is packed to.
-        ms: median milliseconds of a picture, by artifact, runtime and instruction set; one thread.
+        ms: median milliseconds of a picture, by the clock and of the processor, by artifact, runtime and
+            instruction set; one thread.
         refused: artifacts that were left out, and why.
     """
 
     package: Package
     record: BuildRecord
     digest: str
-    ms: dict[tuple[str, str, str], float]
+    ms: report.Ms
     refused: tuple[str, ...]
 
 
@@ -150,7 +151,7 @@ class _Build:
         self._artifacts: list[ArtifactRecord] = []
         self._variants: dict[Kind, Variant] = {}
         self._reference: dict[tuple[str, str], Figure] = {}
-        self.ms: dict[tuple[str, str, str], float] = {}
+        self.ms: dict[tuple[str, str, str], tuple[float, float]] = {}
         self.refused: list[str] = []
         self.digest = ""
         self.record: BuildRecord
@@ -486,7 +487,8 @@ class _Build:
                 figures.append(self._figure(answer.figures, name, where))
                 seen[name, where] = answer.golden
                 if not isa:
-                    self.ms[kind, name, where] = float(str(answer.figures["ms"]))
+                    ms, cpu_ms = (float(str(answer.figures[key])) for key in ("ms", "cpu_ms"))
+                    self.ms[kind, name, where] = ms, cpu_ms
                 self._say(f"{kind}: {_told(figures[-1])}")
                 if wish is not None and not isa:
                     _check(figures[-1], wish)

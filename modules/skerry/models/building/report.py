@@ -17,8 +17,8 @@ TEXT = "report.md"
 PICTURE = "report.svg"
 """Both in the package, without times, and beside it, with them."""
 
-Ms = Mapping[tuple[str, str, str], float]
-"""Artifact, runtime and instruction set to milliseconds."""
+Ms = Mapping[tuple[str, str, str], tuple[float, float]]
+"""Artifact, runtime and instruction set to milliseconds by the clock, and of the processor."""
 _METRICS = {"map": "mAP50-95", "top1": "top-1"}
 
 
@@ -26,8 +26,19 @@ def rows(record: BuildRecord, ms: Ms) -> list[tuple[str, ...]]:
     """The table: head, and a row for each artifact on each runtime and instruction set."""
     figures = [f for artifact in record.artifacts for f in artifact.figures]
     metric = _METRICS[figures[0].metric] if figures else "figure"
-    head = ("artifact", "MB", "runtime", "instruction set", "pictures", metric, "delta", "mAP50", "ms")
-    found = [head[: None if ms else -1]]
+    head = (
+        "artifact",
+        "MB",
+        "runtime",
+        "instruction set",
+        "pictures",
+        metric,
+        "delta",
+        "mAP50",
+        "ms",
+        "CPU ms",
+    )
+    found = [head[: None if ms else -2]]
     for artifact in record.artifacts:
         found += [_row(artifact, figure, ms)[: len(found[0])] for figure in artifact.figures]
         if not artifact.figures:
@@ -41,7 +52,7 @@ def table(record: BuildRecord, ms: Ms) -> str:
     widths = [max(len(row[n]) for row in found) for n in range(len(found[0]))]
     lines = [
         "  ".join(
-            cell.rjust(width) if n in (1, 4, 5, 6, 7, 8) else cell.ljust(width)
+            cell.rjust(width) if n in (1, *range(4, 10)) else cell.ljust(width)
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in found
@@ -85,7 +96,7 @@ def text(record: BuildRecord, ms: Ms) -> str:
 def picture(record: BuildRecord, ms: Ms) -> str:
     """`report.svg`: a bar for each row, and one for its time where that is known."""
     bars = [(a.name, f) for a in record.artifacts for f in a.figures]
-    times = [ms.get((name, f.runtime, f.isa)) for name, f in bars]
+    times = [ms.get((name, f.runtime, f.isa), (None, None))[1] for name, f in bars]
     slowest = max((t for t in times if t is not None), default=1.0)
     height = 24 * len(bars) + 40
     width = 900 if ms else 620
@@ -98,7 +109,7 @@ def picture(record: BuildRecord, ms: Ms) -> str:
     if bars:
         lines.append(f'<text x="320" y="20">{_METRICS[bars[0][1].metric]}</text>')
     if ms:
-        lines.append('<text x="620" y="20">ms a picture</text>')
+        lines.append('<text x="620" y="20">CPU ms a picture</text>')
     for n, ((name, figure), its) in enumerate(zip(bars, times, strict=True)):
         y = 32 + 24 * n
         colour = "#2a7f62" if name == record.artifacts[0].name else "#3b6ea5"
@@ -124,7 +135,7 @@ def plain(record: BuildRecord, ms: Ms, digest: str) -> dict[str, Any]:
                         "runtime": f.runtime, "version": f.version, "isa": f.isa, "pictures": f.pictures,
                         f.metric: f.value, "delta": f.delta, "map50": f.map50,
                         "right": f.right, "wrong": f.wrong, "missed": f.missed,
-                        "ms": ms.get((artifact.name, f.runtime, f.isa)),
+                        **dict(zip(("ms", "cpu_ms"), _of(artifact, f, ms), strict=True)),
                     }
                     for f in artifact.figures
                 ],
@@ -148,13 +159,17 @@ def version_of(distribution: str) -> str:
 
 
 def _row(artifact: ArtifactRecord, figure: Figure, ms: Ms) -> tuple[str, ...]:
-    its = ms.get((artifact.name, figure.runtime, figure.isa))
     return (
         artifact.name, f"{artifact.bytes / 1e6:.2f}", figure.runtime, figure.isa, str(figure.pictures),
         f"{figure.value:.4f}",
         "reference" if artifact.status == "reference" else f"{figure.delta:+.4f}",
-        "-" if figure.map50 is None else f"{figure.map50:.4f}", "-" if its is None else f"{its:.1f}",
+        "-" if figure.map50 is None else f"{figure.map50:.4f}",
+        *("-" if its is None else f"{its:.1f}" for its in _of(artifact, figure, ms)),
     )  # fmt: skip
+
+
+def _of(artifact: ArtifactRecord, figure: Figure, ms: Ms) -> tuple[float | None, float | None]:
+    return ms.get((artifact.name, figure.runtime, figure.isa), (None, None))
 
 
 def _refused(record: BuildRecord) -> Sequence[tuple[str, str]]:
