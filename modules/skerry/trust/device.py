@@ -29,6 +29,10 @@ Kept = TypeVar("Kept", Timestamp, Snapshot, Targets)
 log = structlog.get_logger()
 
 
+class NotKept(Unavailable):
+    """This device's own disk does not take what is trusted: what was trusted stays."""
+
+
 class Trust:
     """What this device trusts. One process at a time may have it open.
 
@@ -114,7 +118,8 @@ class Trust:
         Raises:
             Untrusted: the class and the text say why. What was trusted stays; only a newer root, which the
                 one before vouches for, and the time that went by are kept.
-            Unavailable: the source lacks a file or cannot be read, or the folder cannot be written.
+            NotKept: the folder cannot be written.
+            Unavailable: the source lacks a file or cannot be read.
         """
         moved = replace(self._state, floor=later(self._state.floor, running))
         try:
@@ -162,7 +167,7 @@ class Trust:
 
         Raises:
             WrongSoftware: it is not vouched for now.
-            Unavailable: the folder cannot be written.
+            NotKept: the folder cannot be written.
         """
         self.admit(package)
         if package.security_epoch > self.epoch(package.name):
@@ -179,7 +184,7 @@ class Trust:
         try:
             states.keep(self._folder, new)
         except OSError as error:
-            raise Unavailable(f"{self._folder}: cannot keep what is trusted: {error.strerror}") from error
+            raise NotKept(f"{self._folder}: cannot keep what is trusted: {error.strerror}") from error
         self._state, self._whole = new, True
 
 

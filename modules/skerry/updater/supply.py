@@ -13,7 +13,7 @@ from skerry.clock import synchronised
 from skerry.errors import ConfigError, PackageError, Unavailable
 from skerry.models.oci import Limits
 from skerry.service import Host
-from skerry.trust.device import Trust
+from skerry.trust.device import NotKept, Trust
 from skerry.trust.packages import Policy, TrustedPackage, choose
 from skerry.trust.refusals import Untrusted
 from skerry.trust.sources import Source as Metadata
@@ -178,6 +178,9 @@ class Supply:
         except Untrusted as error:
             self._refused(copy, error, "metadata")
             return False
+        except NotKept as error:
+            self._host.fault("trust", str(error))
+            return False
         except Unavailable as error:
             # A site that is offline for days is well.
             self._host.clear(_about(copy))
@@ -185,6 +188,7 @@ class Supply:
             return False
         self._said.pop((copy.where, "metadata"), None)
         self._host.clear(_about(copy))
+        self._host.clear("trust")
         return True
 
     def _refused(self, copy: Copy, error: PackageError, what: str) -> None:
