@@ -141,3 +141,30 @@ def test_two_slots_have_the_same_model_at_two_versions_and_each_is_moved_alone(m
     assert packages == sorted([old.manifest.digest, new.manifest.digest]), "each is there once"
     assert device.models("gate") == ["tiny@1.0.0", "tiny@1.2.0", "tiny@1.1.0"]
     assert device.models("door") == ["tiny@1.0.0", "tiny@1.1.0", "tiny@1.2.0"]
+
+
+def test_what_is_not_desired_any_more_is_taken_back_while_it_is_on_probation(maker: Maker) -> None:
+    old, new = maker.release("1.1.0"), maker.release("1.2.0", bright_model(box=(0.5, 0.5, 0.251, 0.5)))
+    device = made(maker, slots={"belt": {"model": "tiny", "version": "1.1.0"}})
+    exchange = {"shadow_frames": 1, "probation_s": 3.0}
+    with device.on(device.use(exchange=exchange), updater={"check_s": 0.2}):
+        device.frames()
+        device.until(lambda: device.serves(old))
+        desire(device, 1, belt="1.2.0")
+        device.until(
+            lambda: (device.use_of().offered, device.use_of().step) == (new.manifest.digest, "probation")
+        )
+        desire(device, 2, belt="1.1.0")
+        device.until(lambda: "taken back" in device.use_of().reason and device.serves(old))
+        device.until(lambda: device.results[-1].model == "tiny@1.1.0")
+        device.until(lambda: device.audited("withdrawn"))
+        # It has not failed: it is tried again when it is desired again.
+        desire(device, 3, belt="1.2.0")
+        device.until(lambda: device.serves(new))
+        # What has served before is gone back to at once, whatever it differs in.
+        desire(device, 4, belt="1.1.0")
+        device.until(lambda: device.serves(old))
+        steps = [e.fields for e in device.audited("step") if e.fields["step"] == "probation"]
+        assert [fields["reason"] for fields in steps[-2:]] == ["for 3 s", "for 0 s"]
+    assert device.models() == [f"tiny@1.{n}.0" for n in (0, 1, 2, 1, 2, 1)]
+    assert balanced(device.terms())
