@@ -88,6 +88,17 @@ def test_golden_pictures_are_taken_anew_for_every_form(built: Path, tmp_path: Pa
     assert len(names) == 1
 
 
+def test_forms_are_evaluated_on_the_runtimes_that_may_load_them(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["model", "evaluate", str(built / "package"), str(built / "belt"), "--json"]
+    assert main([*asked, "--form", "onnx-int8", "--form", "openvino-fp16"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["runtimes"]) == ["onnxruntime onnx-int8", "openvino openvino-fp16"]
+    assert main([*asked, "--form", "nothing"]) == 78
+    assert "--form: expected one that onnxruntime/openvino may load, got nothing" in capsys.readouterr().err
+
+
 def test_times_stand_beside_the_package_and_not_in_it(built: Path) -> None:
     report = json.loads((built / "package.report.json").read_text())
     assert all(f["ms"] > 0 for artifact in report["artifacts"] for f in artifact["figures"])

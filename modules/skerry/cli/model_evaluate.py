@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
         if form in package.forms_for(name)
     }
     if not results:
-        raise ConfigError(f"--form: expected one that {', '.join(names)} may load, got {arguments.form}")
+        raise ConfigError(
+            f"--form: expected one that {'/'.join(names)} may load, got {', '.join(arguments.form)}"
+        )
     if arguments.json:
         print(
             json.dumps(
