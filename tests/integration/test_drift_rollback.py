@@ -99,12 +99,12 @@ def test_drift_soon_after_a_package_was_confirmed_rolls_back_where_the_site_says
         made.until(lambda: made.serves(good) and made.serves(bad, "ramp") and made.serves(bad, "yard"))
         assert made.named() == Slots(current=good.manifest.digest), "there is nothing to go on to"
         reason = "drift soon after it was confirmed: gate: brightness"
-        assert made.update().reason == f"it failed here: {reason}"
+        made.until(lambda: made.update().reason == f"it failed here: {reason}")
         # The package before is judged by its own baseline; where nothing is to follow, drift is reported.
         see(made)
         for slot in ("ramp", "yard"):
             made.until(lambda slot=slot: made.use_of(slot).drift == (f"{slot}: brightness",))
-            assert made.serves(bad, slot)
+            made.until(lambda slot=slot: made.serves(bad, slot))
         assert made.use_of().drift == ()
         assert made.serves(good)
         assert rolled_back(made) == [(SLOT, "1.2.0", reason)]
