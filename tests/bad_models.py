@@ -18,7 +18,7 @@ import structlog
 from onnx import TensorProto, helper
 
 import tiny_models
-from delivery import Device, Frames, Maker
+from delivery import Device, Maker
 from skerry.cli.model_golden import make as make_golden
 from skerry.trust.packages import TrustedPackage
 from tiny_models import banded_model, bright_model, frame, write_package
@@ -141,8 +141,8 @@ def after(results: int, grey: float) -> Callable[[int], float]:
 
 
 def climbing(given: int) -> float:
-    """One grey more every third result."""
-    return min(0.55 + given // 3 / 255, 0.645) if given else 0.5
+    """One grey more every eighth result."""
+    return min(0.55 + given // 8 / 255, 0.645) if given else 0.5
 
 
 def models(results: int = 500) -> tuple[Bad, ...]:
@@ -195,22 +195,18 @@ def tried(
     away = f"{stick}-away"
     Path(stick).rename(away)
     with device.on(use, updater={"check_s": 0.2}):
-        frames = device.frames(period_s=1 / fps)
+        device.frames(period_s=1 / fps, brightness=lambda: bad.show(_given(device, package)))
         device.until(lambda: len(device.results) > 3)
         Path(away).rename(stick)
-
-        def over() -> bool:
-            _show(frames, device, bad, package)
-            return bool(device.audited("refused", "rolled_back"))
-
-        device.until(over, 300)
+        device.until(lambda: device.audited("refused", "rolled_back"), 300)
         ended = len(device.results)
         device.until(lambda: device.serves(None) and len(device.results) > ended + 3)
     return _found(device, package), device, package
 
 
-def _show(frames: Frames, device: Device, bad: Bad, package: TrustedPackage) -> None:
-    frames.brightness = bad.show(sum(result.model == package.title for result in list(device.results)))
+def _given(device: Device, package: TrustedPackage) -> int:
+    """How many results it has given."""
+    return sum(result.model == package.title for result in list(device.results))
 
 
 def _found(device: Device, package: TrustedPackage) -> Found:

@@ -22,6 +22,7 @@ if needs.FORBIDDEN:
 TOGETHER = (
     r"acceptance/test_demo\.py::TestAMinuteOfBelt.*(\[seed\d+\])",
     r"(acceptance/test_real_input\.py|integration/test_inference_real\.py)::",
+    r"(integration/test_delivery_attacks\.py)::",
 )
 """Tests that share what takes long to make: one worker makes it, once. What matches is their name."""
 

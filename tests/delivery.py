@@ -105,13 +105,13 @@ class Frames:
 
     Attributes:
         period_s: between two frames.
-        brightness: of those that come.
+        brightness: of those that come, or what says it for each.
         kept: the source waits for the module, as a file does; else a frame may be superseded.
     """
 
     camera: Camera
     period_s: float = 0.02
-    brightness: float = 0.5
+    brightness: float | Callable[[], float] = 0.5
     kept: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +122,8 @@ class Frames:
     def _go_on(self) -> None:
         due = time.monotonic()
         while not self._over.is_set():
-            self.camera.shoot(self.brightness, keep=self.kept, captured_ns=time.monotonic_ns())
+            grey = self.brightness() if callable(self.brightness) else self.brightness
+            self.camera.shoot(grey, keep=self.kept, captured_ns=time.monotonic_ns())
             due = max(due + self.period_s, time.monotonic())
             self._over.wait(due - time.monotonic())
 
