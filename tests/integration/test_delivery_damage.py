@@ -164,7 +164,7 @@ def test_a_disk_that_fails_for_a_while_under_an_updater_costs_time_and_nothing_e
         with running(run, device.updater_settings(**OFTEN), device.another_bus(), "updater") as host:
             device.hosts["updater"] = host
             device.frames()
-            device.until(lambda: device.serves(new))
+            device.until(lambda: device.serves(new) and host.condition[0] == "ready")
             well[0] = False
             newer = maker.release("1.3.0", bright_model(box=(0.5, 0.5, 0.253, 0.5)))
             device.until(lambda: device.ailment or device.serves(newer))
