@@ -146,7 +146,7 @@ def test_two_slots_have_the_same_model_at_two_versions_and_each_is_moved_alone(m
 def test_what_is_not_desired_any_more_is_taken_back_while_it_is_on_probation(maker: Maker) -> None:
     old, new = maker.release("1.1.0"), maker.release("1.2.0", bright_model(box=(0.5, 0.5, 0.251, 0.5)))
     device = made(maker, slots={"belt": {"model": "tiny", "version": "1.1.0"}})
-    exchange = {"shadow_frames": 1, "probation_s": 3.0}
+    exchange = {"shadow_frames": 1, "probation_s": 1.5}
     with device.on(device.use(exchange=exchange), updater={"check_s": 0.2}):
         device.frames()
         device.until(lambda: device.serves(old))
@@ -165,6 +165,6 @@ def test_what_is_not_desired_any_more_is_taken_back_while_it_is_on_probation(mak
         desire(device, 4, belt="1.1.0")
         device.until(lambda: device.serves(old))
         steps = [e.fields for e in device.audited("step") if e.fields["step"] == "probation"]
-        assert [fields["reason"] for fields in steps[-2:]] == ["for 3 s", "for 0 s"]
+        assert [fields["reason"] for fields in steps[-2:]] == ["for 1.5 s", "for 0 s"]
     assert device.models() == [f"tiny@1.{n}.0" for n in (0, 1, 2, 1, 2, 1)]
     assert balanced(device.terms())
