@@ -104,10 +104,10 @@ def test_while_a_camera_drifts_its_pictures_are_kept_and_no_other_cameras(site: 
     shown = [(site.camera(name), grey) for name, grey in cameras.items()]
     with site.running(use(site, drifting), snapshots=dict.fromkeys(cameras, "allowed")):
         for n in range(20):
+            assert kept(site) == (), "nothing before the end of the window, which the last frame is"
             for camera, grey in shown:
                 camera.shoot(grey, media_ns=n * 10**9)
             eventually(lambda n=n: len(site.results) == 2 * n + 2)
-        assert kept(site) == ()
         eventually(lambda: [camera.shoot(grey) for camera, grey in shown] and kept(site))
     assert {each.about.camera for each in kept(site)} == {"ramp"}
     assert {each.about.why for each in kept(site)} == {"drift: brightness"}

@@ -521,7 +521,8 @@ def test_the_circuit_is_shown(tmp_path: Path) -> None:
         eventually(lambda: host.condition[0] == "degraded")
         assert "(open, next try in " in host.condition[1]
         assert state(host) == "open"
-        assert 0 < host.telemetry.values()["skerry_link_retry_s"] <= 60
+        # Any part of 60 s, to a tenth: the jitter may well choose next to nothing.
+        assert 0 <= host.telemetry.values()["skerry_link_retry_s"] <= 60
 
 
 def test_after_an_outage_one_batch_is_the_probe(tmp_path: Path) -> None:
