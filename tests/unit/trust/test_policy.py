@@ -29,7 +29,7 @@ def attested(device_class: str = "jetson", verdict: str = "met", n: int = 1) -> 
     return Attested(
         device_class=device_class,
         statement=f"sha256:{n:064x}",
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,  # type: ignore[arg-type]  # also what is no verdict
         p95_us=61_000,
         memory_mib=200,
     )

@@ -34,7 +34,7 @@ def half(model: onnx.ModelProto) -> bytes:
         PackageError: the graph cannot be converted.
     """
     # Imported now: it is large, and says things on import.
-    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - slow to load
 
     level = logging.getLogger().level
     copy = onnx.ModelProto()
