@@ -51,7 +51,7 @@ def paths(far: FileServer) -> list[str]:
 
 @pytest.mark.parametrize("login", ["basic", "token"])
 def test_a_login_is_shown_to_whoever_asks_for_it(far: RegistryFarEnd, password: Path, login: str) -> None:
-    far.login = login  # type: ignore[assignment]  # in place of the method
+    far.login = login  # type: ignore[assignment]  # a parameter of the test, one of its literals
     source = source_of(far, Login(USER, str(password)))
     (entry,) = entries(source)
     asked = len(far.asked)
@@ -82,7 +82,7 @@ def test_a_token_of_a_file_goes_to_the_registry_alone(far: RegistryFarEnd, tmp_p
 
 @pytest.mark.parametrize("login", ["basic", "unsaid"])
 def test_without_a_login_it_is_said_that_one_is_wanted(far: RegistryFarEnd, login: str) -> None:
-    far.login = login  # type: ignore[assignment]  # in place of the method
+    far.login = login  # type: ignore[assignment]  # a parameter of the test, one of its literals
     with pytest.raises(Unavailable, match=r"got 401 \(it wants a login: username and password_file\)"):
         entries(source_of(far))
 
@@ -90,7 +90,7 @@ def test_without_a_login_it_is_said_that_one_is_wanted(far: RegistryFarEnd, logi
 def test_a_wrong_password_is_said_so_and_not_shown(far: RegistryFarEnd, password: Path) -> None:
     password.write_text("wr0ng")
     for login in ("basic", "token"):
-        far.login = login  # type: ignore[assignment]  # in place of the method
+        far.login = login  # type: ignore[assignment]  # a parameter of the test, one of its literals
         with pytest.raises(Unavailable, match=r"got 401 UNAUTHORIZED \(it wants a login") as caught:
             entries(source_of(far, Login(USER, str(password))))
         assert "wr0ng" not in str(caught.value)
