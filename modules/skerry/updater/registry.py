@@ -21,10 +21,10 @@ from urllib.parse import urlencode
 from skerry.errors import ConfigError, LinkDown, PackageError, Unavailable
 from skerry.models import artifacts, oci
 from skerry.models.oci import Blob
+from skerry.secret_file import line
 from skerry.trust.sources import METADATA
 from skerry.updater.fetch import NotThere
 from skerry.updater.http_folder import content, ranged
-from skerry.updater.login import line
 from skerry.updater.metadata import WITHIN_S, check_plain_name
 from skerry.updater.web import Address, Web, address, check_name, check_plain, pieces, refuse, whole
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +11,12 @@ import structlog
 
 from skerry.errors import ConfigError
 from skerry.mqtt import tls_context
+from skerry.secret_file import line
 from skerry.settings import TlsSettings
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int, int]
 """What changes when a file does."""
-_VISIBLE = re.compile(r"[!-~]([ -~]*[!-~])?")
-_MOST_BYTES = 64 * 1024
 
 log = structlog.get_logger()
 
@@ -73,7 +71,7 @@ def secret(where: str, file: str) -> Watched[str]:
     Raises:
         ConfigError: it cannot be read, or is not one line of visible ASCII. It is never shown.
     """
-    return Watched([file], lambda: _line(where, file))
+    return Watched([file], lambda: line(where, file))
 
 
 def context(settings: TlsSettings) -> Watched[ssl.SSLContext]:
@@ -93,20 +91,6 @@ def _context(settings: TlsSettings) -> ssl.SSLContext:
         raise ConfigError([f"link.{problem}" for problem in error.problems]) from error
     made.set_alpn_protocols(["http/1.1"])
     return made
-
-
-def _line(where: str, file: str) -> str:
-    try:
-        with Path(file).open("rb") as opened:
-            text = opened.read(_MOST_BYTES).decode("ascii").strip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"{where}: {file}: cannot read it: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        text = ""
-    if not _VISIBLE.fullmatch(text):
-        # Without the cause: it would carry what it could not decode.
-        raise ConfigError(f"{where}: {file}: expected one line of visible ASCII, got something else")
-    return text
 
 
 def stamp(file: str) -> Stamp | None:
